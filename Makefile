@@ -1,0 +1,71 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION  = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X github.com/signet-overlay/signet/internal/version.Version=$(VERSION)
+BUILD    = CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/
+TESTSUM  = bin/testsum
+UPTO     ?= 6
+FUZZTIME ?= 10s
+
+.PHONY: help build generate check check-generated test test-vm nightly race fuzz bench demo demo-check clean deps
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
+
+build: ## build signetd, signet-coordinator and signet into bin/
+	$(BUILD) ./cmd/signetd ./cmd/signet-coordinator ./cmd/signet
+
+generate: ## write all generated files anew (needs clang and protoc)
+	go generate ./...
+
+check: ## formatting, vet, staticcheck, govulncheck, generated files, house rules
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	integration/house/govulncheck.sh
+	integration/house/shellcheck.sh
+	@$(MAKE) --no-print-directory check-generated
+	go test -count=1 ./integration/house/...
+
+check-generated: ## fail when a generated file is not what its source gives
+	integration/house/check-generated.sh
+
+test: deps $(TESTSUM) ## run every test that this machine can run, and say what it could not
+	go test -json -count=1 -timeout 20m ./... | $(TESTSUM)
+
+race: deps $(TESTSUM) ## the same under the race detector
+	go test -race -json -count=1 -timeout 30m ./... | $(TESTSUM)
+
+test-vm: ## tests on other kernels, in guests
+	@echo "not built yet: QEMU guests come with the complete kernel dataplane" >&2; exit 1
+
+fuzz: ## every fuzz target for FUZZTIME (default 10s) each
+	integration/house/fuzz.sh $(FUZZTIME)
+
+nightly: ## race, every fuzz target for five minutes, test
+	@$(MAKE) --no-print-directory race
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=5m
+	@$(MAKE) --no-print-directory test
+
+bench: deps build ## measure; one JSON line for each figure
+	go run ./integration/bench
+
+demo: deps build ## a coordinator and three hosts on this machine, until Ctrl-C
+	$(BUILD) ./integration/demo
+	bin/demo
+
+demo-check: deps build ## the same, asserting every promised outcome up to slice UPTO (default 6)
+	$(BUILD) ./integration/demo
+	bin/demo -check -upto=$(UPTO)
+
+clean: ## remove what was built
+	rm -rf bin
+
+# Without root nothing can be installed: setup.sh says what is missing, and the tests that need it are listed as not run.
+deps:
+	@deploy/setup.sh || [ "$$(id -u)" -ne 0 ]
+
+$(TESTSUM): $(wildcard integration/house/testsum/*.go)
+	go build -o $@ ./integration/house/testsum
