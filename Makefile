@@ -50,14 +50,15 @@ nightly: ## race, every fuzz target for five minutes, test
 	@$(MAKE) --no-print-directory test
 
 bench: deps build ## measure; one JSON line for each figure
-	go run ./integration/bench
+	$(BUILD) ./integration/bench ./integration/probe
+	bin/bench
 
 demo: deps build ## a coordinator and three hosts on this machine, until Ctrl-C
-	$(BUILD) ./integration/demo
+	$(BUILD) ./integration/demo ./integration/probe
 	bin/demo
 
 demo-check: deps build ## the same, asserting every promised outcome up to slice UPTO (default 6)
-	$(BUILD) ./integration/demo
+	$(BUILD) ./integration/demo ./integration/probe
 	bin/demo -check -upto=$(UPTO)
 
 clean: ## remove what was built

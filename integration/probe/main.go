@@ -1,0 +1,190 @@
+// Command probe is the client and server of tests: a process that is put into a workload's cgroup and then opens, or
+// accepts, one kind of traffic, and says on standard output what happened, one line for each event.
+//
+//	probe serve NETWORK ADDR          tcp: echo lines; udp: print and echo datagrams
+//	probe dial NETWORK ADDR           one exchange; prints "ok" or the error, with the time it took
+//	probe stream NETWORK ADDR PERIOD  one exchange per period on one socket, for as long as it works
+//	probe send NETWORK ADDR PERIOD    datagrams that expect no answer
+//	probe bare NAME                   wireguard-go without Signet, for benchmarks (bare.go)
+//	probe rogue CONFIG                packets of a host that has valid keys and no judge (rogue.go)
+//
+// Every run ends by itself after ten minutes.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	lifetime    = 10 * time.Minute
+	dialTimeout = 3 * time.Second
+)
+
+func main() {
+	ctx, cancel := context.WithTimeout(context.Background(), lifetime)
+	defer cancel()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	usage := errors.New("usage: probe serve|dial NETWORK ADDR, probe stream|send NETWORK ADDR PERIOD, probe rogue CONFIG")
+	if len(args) < 2 {
+		return usage
+	}
+	verb, rest := args[0], args[1:]
+	switch {
+	case verb == "serve" && len(rest) == 2 && strings.HasPrefix(rest[0], "tcp"):
+		return serveTCP(ctx, rest[0], rest[1])
+	case verb == "serve" && len(rest) == 2:
+		return serveUDP(ctx, rest[0], rest[1])
+	case verb == "dial" && len(rest) == 2:
+		return dial(ctx, rest[0], rest[1])
+	case (verb == "stream" || verb == "send") && len(rest) == 3:
+		period, err := time.ParseDuration(rest[2])
+		if err != nil {
+			return usage
+		}
+		return repeat(ctx, rest[0], rest[1], period, verb == "stream")
+	case verb == "bare" && len(rest) == 1:
+		return bare(ctx, rest[0])
+	case verb == "rogue" && len(rest) == 1:
+		return rogue(ctx, rest[0])
+	}
+	return usage
+}
+
+func serveTCP(ctx context.Context, network, addr string) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	context.AfterFunc(ctx, func() { ln.Close() })
+	fmt.Println("serving", ln.Addr())
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		fmt.Println("accepted", conn.RemoteAddr())
+		go echo(conn)
+	}
+}
+
+// echo ends with its connection; the process ends with its lifetime.
+func echo(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewScanner(conn)
+	for in.Scan() {
+		fmt.Println("got", in.Text())
+		if _, err := fmt.Fprintln(conn, in.Text()); err != nil {
+			return
+		}
+	}
+}
+
+func serveUDP(ctx context.Context, network, addr string) error {
+	conn, err := new(net.ListenConfig).ListenPacket(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	context.AfterFunc(ctx, func() { conn.Close() })
+	fmt.Println("serving", conn.LocalAddr())
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		fmt.Println("got", strings.TrimSpace(string(buf[:n])), "from", from)
+		// A refused answer shows at the asker; the server goes on.
+		_, _ = conn.WriteTo(buf[:n], from)
+	}
+}
+
+func dial(ctx context.Context, network, addr string) error {
+	start := time.Now()
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	if err == nil {
+		defer conn.Close()
+		err = exchange(conn, "hello", dialTimeout)
+	}
+	took := time.Since(start).Round(time.Millisecond)
+	if err != nil {
+		return fmt.Errorf("after %v: %w", took, err)
+	}
+	fmt.Println("ok after", took, "from", conn.LocalAddr())
+	return nil
+}
+
+func exchange(conn net.Conn, text string, limit time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(conn, text); err != nil {
+		return err
+	}
+	got, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(got) != text {
+		return fmt.Errorf("sent %q, got %q", text, got)
+	}
+	return nil
+}
+
+// repeat sends one numbered line per period. Where answers are expected, each that comes is printed with its time, and
+// one that stays away is not the end: the flow may come back.
+func repeat(ctx context.Context, network, addr string, period time.Duration, answers bool) error {
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	context.AfterFunc(ctx, func() { conn.Close() })
+	fmt.Println("streaming from", conn.LocalAddr())
+	if answers {
+		go printAnswers(conn)
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for i := 1; ; i++ {
+		_, err := fmt.Fprintf(conn, "%d\n", i)
+		var sys interface{ Timeout() bool }
+		if err != nil && network[:3] == "tcp" && !(errors.As(err, &sys) && sys.Timeout()) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func printAnswers(conn net.Conn) {
+	in := bufio.NewReader(conn)
+	for {
+		line, err := in.ReadString('\n')
+		var n net.Error
+		if err != nil && (errors.Is(err, net.ErrClosed) || !errors.As(err, &n)) {
+			fmt.Println("error:", err)
+			return
+		}
+		if err == nil {
+			fmt.Println("answer", strings.TrimSpace(line), "at", time.Now().UnixMilli())
+		}
+	}
+}
