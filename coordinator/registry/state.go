@@ -30,7 +30,12 @@ type Node struct {
 	IPv4     netip.Addr
 	IPv6     netip.Addr
 	Created  time.Time
-	Revision uint64 // store revision of the last change
+	Revision uint64 // store revision of the last change that others see: status, WireGuard key or addresses
+
+	// PrevSPKI is the node key before the last renewal. It stays good until the node has used SPKI, so that a reply
+	// that was lost does not strand the node. Zero when there is none.
+	PrevSPKI  [32]byte
+	Ephemeral bool // enrolled with a token made for hosts that come and go
 }
 
 // Instance is a workload placed on a node, with its stable addresses. It exists from the moment that a document's

@@ -1,0 +1,52 @@
+package policy
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestParseSelector(t *testing.T) {
+	for _, text := range []string{
+		"unit:api.service", "unit:a@b.service", "unit:run-1.scope", "cgroup:/a", "cgroup:/system.slice/a.service", "cgroup:/a:b", "uid:0", "uid:4294967294",
+	} {
+		s, err := ParseSelector(text)
+		if err != nil || s.String() != text {
+			t.Errorf("%q: got %q, %v", text, s, err)
+		}
+		var back Selector
+		if b, err := s.MarshalText(); err != nil || back.UnmarshalText(b) != nil || back != s {
+			t.Errorf("%q reads back as %q, %v", text, back, err)
+		}
+	}
+}
+
+func TestParseSelectorRefuses(t *testing.T) {
+	for _, text := range []string{
+		"", "unit", "unit:", ":x", "Unit:a.service", "pod:a",
+		"unit:api", "unit:../a.service", "unit:a/b.service", "unit:.service", "unit:a.service\n", "unit:a\x00.service", "unit:" + strings.Repeat("a", 300) + ".service",
+		"cgroup:a", "cgroup:/", "cgroup:/a/", "cgroup:/a/../b", "cgroup:/..", "cgroup:/./a", "cgroup://a", "cgroup:/a\n", "cgroup:/a\x00",
+		"uid:-1", "uid:+1", "uid:01", "uid:4294967295", "uid:4294967296", "uid:root", "uid:0x1", "uid: 1",
+	} {
+		s, err := ParseSelector(text)
+		if !errors.Is(err, ErrSelector) || errors.Is(err, ErrNotBuilt) || s != (Selector{}) {
+			t.Errorf("%q: got %q, %v", text, s, err)
+		}
+	}
+	for _, text := range []string{"user:a", "gid:1", "path:/a", "sha256:00", "container:a=b", "interface:veth0"} {
+		if s, err := ParseSelector(text); !errors.Is(err, ErrSelector) || !errors.Is(err, ErrNotBuilt) || s != (Selector{}) {
+			t.Errorf("%q: got %q, %v", text, s, err)
+		}
+	}
+}
+
+func FuzzParseSelector(f *testing.F) {
+	f.Add("unit:a.service")
+	f.Add("cgroup:/a/b")
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := ParseSelector(text)
+		if err == nil && s.String() != text {
+			t.Fatalf("%q has a second spelling %q", text, s)
+		}
+	})
+}
