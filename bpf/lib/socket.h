@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
+/* What the kernel knows of the moment: the time, and whose socket it is. The object for tests (SIGNET_TEST) takes all
+ * of it from a map instead, because the test harness has no sockets; the agent never loads that object. */
+#pragma once
+
+#include "maps.h"
+
+/* Cgroups nested deeper than this have no owner. */
+#define MAX_LEVELS 24
+
+/* The root cgroup is where the kernel's own sockets are: resets, echo replies, ICMP errors. */
+#define ROOT_CGROUP 1
+
+#ifdef SIGNET_TEST
+
+struct test_input {
+	__u64 now;
+	__u64 cgroups[MAX_LEVELS]; /* from the root down to the socket's own */
+	__u32 levels;
+	__u32 uid;
+	__u32 device;
+	__u32 pad;
+};
+
+struct test_output {
+	__u32 verdict, reason, rule, src, dst, runs;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_input);
+} test_in SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_output);
+} test_out SEC(".maps");
+
+static __always_inline struct test_input *test_input(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&test_in, &zero);
+}
+
+static __always_inline __u64 now_ns(void)
+{
+	struct test_input *in = test_input();
+
+	return in ? in->now : 0;
+}
+
+static __always_inline __u64 packet_ancestor(struct __sk_buff *skb, __u32 level)
+{
+	struct test_input *in = test_input();
+
+	asm volatile("" : : "r"(skb)); /* or the compiler passes nothing for it, which the verifier refuses */
+	if (!in || level >= MAX_LEVELS || level >= in->levels)
+		return 0;
+	return in->cgroups[level];
+}
+
+static __always_inline __u64 packet_cgroup(struct __sk_buff *skb)
+{
+	struct test_input *in = test_input();
+	__u32 level;
+
+	if (!in || !in->levels)
+		return 0;
+	level = in->levels - 1;
+	return level < MAX_LEVELS ? in->cgroups[level] : 0;
+}
+
+static __always_inline __u32 packet_uid(struct __sk_buff *skb)
+{
+	struct test_input *in = test_input();
+
+	return in ? in->uid : UID_ANY;
+}
+
+static __always_inline __u32 packet_device(struct __sk_buff *skb, __u32 tunnel)
+{
+	struct test_input *in = test_input();
+
+	return in ? in->device : DEVICE_OTHER;
+}
+
+#else
+
+#define LOOPBACK_IFINDEX 1 /* in every network namespace */
+
+/* now_ns is up to one clock tick (1 to 10 ms) behind, and costs half of the exact clock. */
+static __always_inline __u64 now_ns(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+static __always_inline __u64 packet_ancestor(struct __sk_buff *skb, __u32 level)
+{
+	return bpf_skb_ancestor_cgroup_id(skb, level);
+}
+
+static __always_inline __u64 packet_cgroup(struct __sk_buff *skb)
+{
+	return bpf_skb_cgroup_id(skb);
+}
+
+static __always_inline __u32 packet_uid(struct __sk_buff *skb)
+{
+	return bpf_get_socket_uid(skb);
+}
+
+static __always_inline __u32 packet_device(struct __sk_buff *skb, __u32 tunnel)
+{
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		return DEVICE_LOOPBACK;
+	return tunnel && skb->ifindex == tunnel ? DEVICE_TUNNEL : DEVICE_OTHER;
+}
+
+#endif
+
+/* probe_owner adds what one cgroup says to what was found so far; false once two workloads claim the socket. */
+static __always_inline bool probe_owner(struct local_key *k, __u32 uid, __u32 *found)
+{
+	__u32 *n;
+
+	k->uid = UID_ANY;
+	n = bpf_map_lookup_elem(&locals, k);
+	if (n && *n != *found) {
+		if (*found)
+			return false;
+		*found = *n;
+	}
+	k->uid = uid;
+	n = bpf_map_lookup_elem(&locals, k);
+	if (n && *n != *found) {
+		if (*found)
+			return false;
+		*found = *n;
+	}
+	return true;
+}
+
+/* packet_owner is step 5 for a packet's socket; 0 for nobody. */
+__noinline __u32 packet_owner(struct __sk_buff *skb, __u64 generation, __u64 own, __u32 uid)
+{
+	struct local_key k = {.generation = generation};
+	__u32 found = 0;
+
+	for (__u32 level = 0; level < MAX_LEVELS; level++) {
+		__u64 id = packet_ancestor(skb, level);
+
+		if (!id)
+			break;
+		k.cgroup = id;
+		if (!probe_owner(&k, uid, &found))
+			return 0;
+	}
+	return k.cgroup == own ? found : 0; /* else nested too deep to know all that claim it */
+}
+
+/* task_owner is step 5 for a calling process; 0 for nobody. */
+__noinline __u32 task_owner(__u64 generation, __u64 own, __u32 uid)
+{
+	struct local_key k = {.generation = generation};
+	__u32 found = 0;
+
+	for (__u32 level = 0; level < MAX_LEVELS; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			break;
+		k.cgroup = id;
+		if (!probe_owner(&k, uid, &found))
+			return 0;
+	}
+	return k.cgroup == own ? found : 0;
+}
