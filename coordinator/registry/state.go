@@ -32,8 +32,8 @@ type Node struct {
 	Created  time.Time
 	Revision uint64 // store revision of the last change that others see: status, WireGuard key or addresses
 
-	// PrevSPKI is the node key before the last renewal. It stays good until the node has used SPKI, so that a reply
-	// that was lost does not strand the node. Zero when there is none.
+	// PrevSPKI is the node key before the last renewal. It stays good until the node renews with SPKI, so that a
+	// lost reply strands no node. Zero when there is none.
 	PrevSPKI  [32]byte
 	Ephemeral bool // enrolled with a token made for hosts that come and go
 }
