@@ -24,7 +24,7 @@ func (c *checker) query(ctx context.Context) error {
 	return err
 }
 
-func (c *checker) coordinatorAway(ctx context.Context) error {
+func (c *checker) coordinatorAway(ctx context.Context) (err error) {
 	session, err := c.watchPSQL(ctx)
 	if err != nil {
 		return err
@@ -33,6 +33,7 @@ func (c *checker) coordinatorAway(ctx context.Context) error {
 	if err := c.d.KillCoordinator(); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, c.d.ServeCoordinator(ctx)) }()
 	ticks := strings.Count(session.Text(), "tick")
 	if err := eventually(ctx, 3*time.Second, func() error {
 		if strings.Count(session.Text(), "tick") < ticks+20 {
@@ -51,7 +52,7 @@ func (c *checker) coordinatorAway(ctx context.Context) error {
 	if err := eventually(ctx, backWithin, func() error { return c.query(ctx) }); err != nil {
 		return fmt.Errorf("agent restarted without a coordinator: %w\n%s", err, c.d.App.Proc.Text())
 	}
-	return c.d.ServeCoordinator(ctx)
+	return nil
 }
 
 // tampered changes one byte of the sealed snapshot while the coordinator is away.
@@ -115,9 +116,7 @@ func (c *checker) killed(ctx context.Context) error {
 		a      *scenario.Agent
 		cgroup string
 	}{{c.d.App, scenario.Webhook}, {c.d.App, scenario.APIServer}, {c.d.Data, scenario.Stranger}, {c.d.Agent("outsider"), ""}} {
-		// A send that the hooks refuse ends the program, so a shell starts it again until the check ends.
-		cmd := from.a.Host.Command(ctx, netlab.Opts{Cgroup: from.cgroup}, "sh", "-c",
-			fmt.Sprintf("while true; do %s send udp %v 1ms; sleep 0.01; done", c.d.Bin("probe"), forbidden))
+		cmd := c.d.Probe(ctx, from.a, from.cgroup, "flood", "udp", forbidden.String(), "1ms")
 		if err := cmd.Start(); err != nil {
 			return err
 		}

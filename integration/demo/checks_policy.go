@@ -19,7 +19,7 @@ func (c *checker) explain(ctx context.Context) error {
 		Nearest               []struct{ Rule string }
 	}
 	out, err := c.d.Admin(ctx, "explain", "--from", "app/webhook", "--to", "data/postgres", "--port", "tcp/5432")
-	if err == nil || !strings.Contains(out, "NO_RULE") || !strings.Contains(out, "api-to-postgres") {
+	if err != nil || !strings.Contains(out, "DENY") || !strings.Contains(out, "NO_RULE") || !strings.Contains(out, "api-to-postgres") {
 		return fmt.Errorf("explain ended with %w and says: %s", err, out)
 	}
 	if err := c.d.AdminJSON(ctx, &got, "explain", "--from", "app/api-server", "--to", "data/postgres", "--port", "tcp/5432"); err != nil {

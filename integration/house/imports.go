@@ -35,7 +35,7 @@ type heavy struct {
 }
 
 var heavies = []heavy{
-	{"golang.zx2c4.com/wireguard", []string{"dataplane/tunnel", "integration/probe"}, "kernel and embedded WireGuard behave the same behind one interface"},
+	{"golang.zx2c4.com/wireguard", []string{"dataplane/tunnel", "integration/probe", "integration/probe/rogue"}, "kernel and embedded WireGuard behave the same behind one interface"},
 	{"github.com/vishvananda/netlink", []string{"dataplane/link", "integration/netlab"}, "links, addresses and routes change in one place that can undo it"},
 	{"github.com/cilium/ebpf", []string{"bpf", "dataplane/enforce", "dataplane/revoke"}, "what is pinned outlives the process, so one owner knows all of it"},
 	{"modernc.org/sqlite", []string{"coordinator/store"}, "a second store must be able to join"},

@@ -4,9 +4,10 @@
 //	probe serve NETWORK ADDR          tcp: echo lines; udp: print and echo datagrams
 //	probe dial NETWORK ADDR           one exchange; prints "ok" or the error, with the time it took
 //	probe stream NETWORK ADDR PERIOD  one exchange per period on one socket, for as long as it works
-//	probe send NETWORK ADDR PERIOD    datagrams that expect no answer
+//	probe flood NETWORK ADDR PERIOD   datagrams that expect no answer, whatever refuses them
 //	probe bare NAME                   wireguard-go without Signet, for benchmarks (bare.go)
-//	probe rogue CONFIG                packets of a host that has valid keys and no judge (rogue.go)
+//	probe enrol COORDINATOR TOKENFILE COUNT NAME   many hosts that join at once (enrol.go)
+//	probe rogue CONFIG                packets of a host that has valid keys and no judge (package rogue)
 //
 // Every run ends by itself after ten minutes.
 package main
@@ -20,6 +21,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/signet-overlay/signet/integration/probe/rogue"
 )
 
 const (
@@ -37,7 +40,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	usage := errors.New("usage: probe serve|dial NETWORK ADDR, probe stream|send NETWORK ADDR PERIOD, probe rogue CONFIG")
+	usage := errors.New("usage: probe serve|dial NETWORK ADDR, probe stream|flood NETWORK ADDR PERIOD, probe rogue CONFIG")
 	if len(args) < 2 {
 		return usage
 	}
@@ -49,16 +52,21 @@ func run(ctx context.Context, args []string) error {
 		return serveUDP(ctx, rest[0], rest[1])
 	case verb == "dial" && len(rest) == 2:
 		return dial(ctx, rest[0], rest[1])
-	case (verb == "stream" || verb == "send") && len(rest) == 3:
+	case (verb == "stream" || verb == "flood") && len(rest) == 3:
 		period, err := time.ParseDuration(rest[2])
 		if err != nil {
 			return usage
 		}
-		return repeat(ctx, rest[0], rest[1], period, verb == "stream")
+		if verb == "flood" {
+			return flood(ctx, rest[0], rest[1], period)
+		}
+		return stream(ctx, rest[0], rest[1], period)
 	case verb == "bare" && len(rest) == 1:
 		return bare(ctx, rest[0])
+	case verb == "enrol" && len(rest) == 4:
+		return enrol(ctx, rest)
 	case verb == "rogue" && len(rest) == 1:
-		return rogue(ctx, rest[0])
+		return rogue.Run(ctx, rest[0])
 	}
 	return usage
 }
@@ -145,9 +153,9 @@ func exchange(conn net.Conn, text string, limit time.Duration) error {
 	return nil
 }
 
-// repeat sends one numbered line per period. Where answers are expected, each that comes is printed with its time, and
-// one that stays away is not the end: the flow may come back.
-func repeat(ctx context.Context, network, addr string, period time.Duration, answers bool) error {
+// stream sends one numbered line per period. Each answer is printed with its time; one that stays away is not the end:
+// the flow may come back.
+func stream(ctx context.Context, network, addr string, period time.Duration) error {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 	if err != nil {
 		return err
@@ -155,15 +163,50 @@ func repeat(ctx context.Context, network, addr string, period time.Duration, ans
 	defer conn.Close()
 	context.AfterFunc(ctx, func() { conn.Close() })
 	fmt.Println("streaming from", conn.LocalAddr())
-	if answers {
-		go printAnswers(conn)
-	}
+	go printAnswers(conn)
+	return every(ctx, period, func(i int) error {
+		_, err := fmt.Fprintf(conn, "%d\n", i)
+		if strings.HasPrefix(network, "udp") {
+			return nil // what the hooks refuse now they may pass later
+		}
+		return err
+	})
+}
+
+// flood sends one datagram per period, from a new socket where the last one was refused.
+func flood(ctx context.Context, network, addr string, period time.Duration) error {
+	var conn net.Conn
+	sent, refused := 0, 0
+	return every(ctx, period, func(i int) error {
+		err := errors.New("no socket")
+		if conn == nil {
+			conn, err = (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+		}
+		if conn != nil {
+			_, err = fmt.Fprintln(conn, "forbidden")
+		}
+		if err == nil {
+			sent++
+		} else {
+			refused++
+			if conn != nil {
+				conn.Close()
+				conn = nil
+			}
+		}
+		if i%1000 == 0 {
+			fmt.Println("sent", sent, "refused", refused)
+		}
+		return nil
+	})
+}
+
+// every calls f once per period, until it fails or ctx ends.
+func every(ctx context.Context, period time.Duration, f func(i int) error) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for i := 1; ; i++ {
-		_, err := fmt.Fprintf(conn, "%d\n", i)
-		var sys interface{ Timeout() bool }
-		if err != nil && network[:3] == "tcp" && !(errors.As(err, &sys) && sys.Timeout()) {
+		if err := f(i); err != nil {
 			return err
 		}
 		select {

@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -170,6 +172,26 @@ func (c *Cluster) AdminCommand(args ...string) string {
 	return c.Coordinator.Enter("", all...)
 }
 
+// API is a client of the web API, from the coordinator's own host.
+func (c *Cluster) API() *http.Client {
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DialContext: c.Coordinator.DialContext, MaxIdleConnsPerHost: 4}}
+}
+
+// APIRequest is a request with the first admin token.
+func (c *Cluster) APIRequest(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	token, err := os.ReadFile(filepath.Join(c.dataDir(), "admin.token"))
+	if err != nil {
+		return nil, fmt.Errorf("read admin token: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+apiAddress+"/api/v1/"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	req.Header.Set("Content-Type", "application/json")
+	return req, nil
+}
+
 // AdminJSON runs the CLI with -o json and decodes what it printed.
 func (c *Cluster) AdminJSON(ctx context.Context, into any, args ...string) error {
 	out, err := c.Admin(ctx, append(args, "-o", "json")...)
@@ -320,6 +342,9 @@ type Status struct {
 		Addresses []netip.Addr    `json:"addresses"`
 		Matched   json.RawMessage `json:"matched"`
 	} `json:"workloads"`
+	SVIDs []struct {
+		Expires time.Time `json:"expires"`
+	} `json:"svids"`
 	Warnings []string `json:"warnings"`
 }
 

@@ -51,6 +51,7 @@ type Record struct {
 	Src            End       `json:"src"`
 	Dst            End       `json:"dst"`
 	Proto          string    `json:"proto,omitempty"`
+	CommunityID    string    `json:"community_id,omitempty"` // Community ID v1: the same on both hosts and in other tools
 	Count          uint64    `json:"count"`
 	Verdict        Verdict   `json:"verdict"`
 	Reason         Reason    `json:"reason"`

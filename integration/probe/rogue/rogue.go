@@ -1,4 +1,5 @@
-package main
+// Package rogue is a host with a real node's keys and no judge of its own: whatever it likes leaves by its tunnel.
+package rogue
 
 import (
 	"context"
@@ -16,9 +17,8 @@ import (
 	"github.com/signet-overlay/signet/agent/state"
 )
 
-// Rogue is the configuration of a host that has a real node's keys and no judge of its own: whatever it likes leaves by
-// its tunnel.
-type Rogue struct {
+// Config says whose keys are used, against whom.
+type Config struct {
 	StateDir string         `json:"state_dir"` // of the node whose keys it uses
 	KeyFile  string         `json:"key_file"`
 	Listen   int            `json:"listen"`
@@ -31,13 +31,13 @@ type Rogue struct {
 	Rate     int            `json:"rate"`     // packets a second
 }
 
-// rogue sends, in turn, what the policy forbids to its own identity and what it permits to one that it is not.
-func rogue(ctx context.Context, config string) error {
+// Run sends, in turn, what the policy forbids to its own identity and what it permits to one that it is not.
+func Run(ctx context.Context, config string) error {
 	text, err := os.ReadFile(config)
 	if err != nil {
 		return err
 	}
-	var c Rogue
+	var c Config
 	if err := json.Unmarshal(text, &c); err != nil {
 		return fmt.Errorf("read %s: %w", config, err)
 	}
@@ -63,7 +63,7 @@ func rogue(ctx context.Context, config string) error {
 	return c.flood(ctx, tunnel.Outbound)
 }
 
-func (c Rogue) flood(ctx context.Context, out chan<- []byte) error {
+func (c Config) flood(ctx context.Context, out chan<- []byte) error {
 	packets := [][]byte{
 		udpPacket(c.Own, c.Target), synPacket(c.Own, c.Target), ackPacket(c.Own, c.Target),
 		udpPacket(c.Stolen, netip.AddrPortFrom(c.Target.Addr(), c.Target.Port())),
@@ -88,7 +88,8 @@ func (c Rogue) flood(ctx context.Context, out chan<- []byte) error {
 	}
 }
 
-const roguePort = 40000
+// sourcePort of every packet that it makes.
+const sourcePort = 40000
 
 // ipv4 puts an IPv4 header (RFC 791) before a payload.
 func ipv4(proto byte, src, dst netip.Addr, payload []byte) []byte {
@@ -103,7 +104,7 @@ func ipv4(proto byte, src, dst netip.Addr, payload []byte) []byte {
 
 func udpPacket(src netip.Addr, dst netip.AddrPort) []byte {
 	u := append(make([]byte, 8), "forbidden\n"...)
-	binary.BigEndian.PutUint16(u[0:], roguePort)
+	binary.BigEndian.PutUint16(u[0:], sourcePort)
 	binary.BigEndian.PutUint16(u[2:], dst.Port())
 	binary.BigEndian.PutUint16(u[4:], uint16(len(u)))
 	binary.BigEndian.PutUint16(u[6:], ^fold(sum(u)+pseudo(17, src, dst.Addr(), len(u))))
@@ -116,7 +117,7 @@ func ackPacket(src netip.Addr, dst netip.AddrPort) []byte { return tcpPacket(src
 
 func tcpPacket(src netip.Addr, dst netip.AddrPort, flags byte) []byte {
 	t := make([]byte, 20)
-	binary.BigEndian.PutUint16(t[0:], roguePort)
+	binary.BigEndian.PutUint16(t[0:], sourcePort)
 	binary.BigEndian.PutUint16(t[2:], dst.Port())
 	t[12], t[13] = 5<<4, flags
 	binary.BigEndian.PutUint16(t[14:], 0xffff)
