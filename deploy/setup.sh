@@ -8,7 +8,7 @@ set -euo pipefail
 packages=(
 	ca-certificates git make gcc libc6-dev
 	clang llvm libbpf-dev linux-libc-dev protobuf-compiler
-	iproute2 iputils-ping nftables procps util-linux tcpdump iperf3
+	iproute2 iputils-ping netcat-openbsd nftables procps util-linux tcpdump iperf3
 	postgresql postgresql-client jq shellcheck
 )
 

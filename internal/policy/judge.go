@@ -151,7 +151,7 @@ func (j *judge) run() Decision {
 		return j.deny(r)
 	}
 	if p.Hook == HookConnect {
-		return j.policy(p.Tuple) // 11; nothing is tracked for a call
+		return j.call() // 9 and 11
 	}
 	// 8. ICMP errors.
 	if p.Quoted != nil {
@@ -275,6 +275,19 @@ func (j *judge) peer() flow.Reason {
 	return flow.ReasonNone
 }
 
+// call judges a connect or sendmsg early, so that the process learns at once; nothing is tracked for it. A datagram that
+// answers a tracked flow is judged as that flow: a server that answers by sendto needs no rule of its own.
+func (j *judge) call() Decision {
+	key, _ := j.p.Tuple.Canonical()
+	c, ok := j.t.Conns[key]
+	if !ok || c.Orig == j.p.Tuple || j.p.Tuple.Proto == flow.TCP {
+		return j.policy(j.p.Tuple, j.src, j.dst)
+	}
+	d := j.policy(c.Orig, j.dst, j.src)
+	d.Src, d.Dst = j.src.Number, j.dst.Number
+	return d
+}
+
 // quoted passes an ICMP error with the connection that it quotes; it never opens or refreshes one. The error must
 // travel against the packet that it quotes (RFC 792, RFC 4443).
 func (j *judge) quoted() Decision {
@@ -308,7 +321,7 @@ func (j *judge) tracked() Decision {
 		if c.Generation == j.v.Generation && !c.expired(j.now) {
 			return j.allow(c.Rule)
 		}
-		d := j.policy(c.Orig)
+		d := j.policy(c.Orig, j.v.Addresses[c.Orig.Src.Addr()], j.v.Addresses[c.Orig.Dst.Addr()])
 		if d.Verdict != flow.Allow {
 			delete(j.t.Conns, key)
 			return j.deny(d.Reason).withRule(d.Rule)
@@ -324,7 +337,7 @@ func (j *judge) tracked() Decision {
 		return j.deny(flow.LeaseEnded)
 	}
 	// 11. Policy.
-	d := j.policy(j.p.Tuple)
+	d := j.policy(j.p.Tuple, j.src, j.dst)
 	if d.Verdict != flow.Allow {
 		return d
 	}
@@ -358,11 +371,7 @@ func (j *judge) opens() bool {
 
 // policy is step 11 for the tuple of a flow's first packet: in the source's ruleset when the source is here, and in
 // the destination's when that is here.
-func (j *judge) policy(t flow.Tuple) Decision {
-	src, dst := j.v.Addresses[t.Src.Addr()], j.v.Addresses[t.Dst.Addr()]
-	if j.p.Hook == HookConnect {
-		src = j.src
-	}
+func (j *judge) policy(t flow.Tuple, src, dst Address) Decision {
 	d := Decision{Src: src.Number, Dst: dst.Number, Reason: flow.NoRule}
 	if src.Local {
 		d = d.with(j.v.Lookup(src.Number, dst.Number, Egress, t, j.now))

@@ -1,0 +1,188 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/signet-overlay/signet/internal/mesh"
+	"github.com/signet-overlay/signet/internal/task"
+)
+
+const (
+	// maxWatches bounds the directories that are watched. Beyond it changes are seen by the scan, within a second.
+	maxWatches = 1024
+	// settle gathers the events of one change, so that a service that starts costs one look.
+	settle = 10 * time.Millisecond
+	// rescan is the safety net under inotify, which may lose events.
+	rescan = time.Second
+)
+
+// Watcher looks at the host again whenever the tree of cgroups or the workloads change.
+type Watcher struct {
+	root string
+	log  *slog.Logger
+	wake chan struct{}
+
+	mu        sync.Mutex
+	workloads []mesh.Workload
+}
+
+// NewWatcher watches below root.
+func NewWatcher(root string, log *slog.Logger) *Watcher {
+	return &Watcher{root: root, log: log, wake: make(chan struct{}, 1)}
+}
+
+// Look resolves workloads at once and makes them what is watched.
+func (w *Watcher) Look(workloads []mesh.Workload) Result {
+	w.mu.Lock()
+	w.workloads = workloads
+	w.mu.Unlock()
+	w.poke()
+	return Resolve(w.root, workloads)
+}
+
+func (w *Watcher) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *Watcher) current() []mesh.Workload {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.workloads
+}
+
+// Run reports each change until ctx ends. The first look is always reported.
+func (w *Watcher) Run(ctx context.Context, report func(Result)) error {
+	in, err := newInotify()
+	if err != nil {
+		w.log.Warn("changes of cgroups are seen a second late", "error", err)
+	}
+	g := task.New(ctx)
+	g.Go("attest.inotify", func(context.Context) error { in.read(w.poke); return nil })
+	defer func() { in.close(); _ = g.Wait() }() // closing ends the reader
+	ticker := time.NewTicker(rescan)
+	defer ticker.Stop()
+	var last Result
+	for first := true; ; first = false {
+		workloads := w.current()
+		// Watches before the look: what changes in between is an event that leads to another look.
+		in.watch(w.root, workloads)
+		if now := Resolve(w.root, workloads); first || !now.Equal(last) {
+			last = now
+			report(now)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		case <-w.wake:
+			if err := pause(ctx, settle); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// inotify watches directories for subdirectories that come and go. A nil one does nothing.
+type inotify struct {
+	file    *os.File
+	watches map[string]int
+}
+
+func newInotify() (*inotify, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("make inotify: %w", err)
+	}
+	return &inotify{file: os.NewFile(uintptr(fd), "inotify"), watches: map[string]int{}}, nil
+}
+
+func (in *inotify) close() {
+	if in != nil {
+		_ = in.file.Close()
+	}
+}
+
+// read calls changed for each batch of events until the file is closed. What changed does not matter: a look is cheap.
+func (in *inotify) read(changed func()) {
+	if in == nil {
+		return
+	}
+	buf := make([]byte, 16<<10)
+	for {
+		if _, err := in.file.Read(buf); err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return
+		}
+		changed()
+	}
+}
+
+// watch makes the watched set the existing directories above each wanted one, so that the wanted one's coming and going
+// are seen, and those of its parents.
+func (in *inotify) watch(root string, workloads []mesh.Workload) {
+	if in == nil {
+		return
+	}
+	want := map[string]bool{root: true}
+	for _, wl := range workloads {
+		t, err := join(wl.Selectors)
+		if err != nil {
+			continue
+		}
+		for dir := path.Dir(t.path); dir != "/" && len(want) < maxWatches; dir = path.Dir(dir) {
+			want[filepath.Join(root, dir)] = true
+		}
+	}
+	raw, err := in.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { in.update(int(fd), want) })
+}
+
+func (in *inotify) update(fd int, want map[string]bool) {
+	for dir, wd := range in.watches {
+		if !want[dir] {
+			// Fails when the kernel has dropped the watch with its directory.
+			_, _ = unix.InotifyRmWatch(fd, uint32(wd))
+			delete(in.watches, dir)
+		}
+	}
+	const mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVE | unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_ONLYDIR | unix.IN_DONT_FOLLOW
+	for dir := range want {
+		// Adding again is cheap and renews the watch of a directory that was made anew under its old name.
+		wd, err := unix.InotifyAddWatch(fd, strings.TrimSuffix(dir, "/"), mask)
+		if err != nil {
+			delete(in.watches, dir)
+			continue
+		}
+		in.watches[dir] = wd
+	}
+}
