@@ -71,6 +71,7 @@ type facts struct {
 	match    attest.Result
 	hints    map[string][]netip.AddrPort
 	seen     []netip.AddrPort
+	reached  []netip.AddrPort // where the coordinator says that this host is reached: its own addresses and what it saw
 	seenAt   time.Time
 	warnings map[string]string // by topic
 }

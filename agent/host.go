@@ -78,7 +78,6 @@ func (h host) Apply(ctx context.Context, held *codec.Held) error {
 
 // Hints merges what the coordinator says of other nodes. What it says of this one is how it saw this host.
 func (h host) Hints(news map[string][]netip.AddrPort) {
-	own := h.candidates()
 	h.mu.Lock()
 	merged := maps.Clone(h.hints)
 	if merged == nil {
@@ -89,13 +88,34 @@ func (h host) Hints(news map[string][]netip.AddrPort) {
 			merged[node] = list
 			continue
 		}
-		h.seen = slices.DeleteFunc(slices.Clone(list), func(e netip.AddrPort) bool { return slices.Contains(own, e) })
-		h.seen, h.seenAt = h.seen[:min(len(h.seen), maxSeen)], time.Now()
+		h.reached, h.seenAt = list[:min(len(list), maxSeen)], time.Now()
 	}
 	h.hints = merged
-	nat := len(h.seen) > 0
 	h.mu.Unlock()
-	h.rec.Set(func(in *reconcile.Input) { in.Hints, in.BehindNAT = merged, nat })
+	h.rec.Set(func(in *reconcile.Input) { in.Hints = merged })
+	h.compareSeen()
+	// At once, so that a host that is killed in the next second comes back without a coordinator; which of them work is
+	// noted later (watchEndpoints).
+	if err := h.dir.SaveHints(merged); err != nil {
+		h.log.Warn("endpoints are not kept", "error", err)
+	}
+}
+
+// compareSeen finds out whether this host is behind NAT: the coordinator saw it at an address that it does not have. It
+// cannot be told before the dataplane is open.
+func (a *Agent) compareSeen() {
+	if a.opened() == nil {
+		return
+	}
+	own := a.candidates()
+	a.mu.Lock()
+	seen := slices.DeleteFunc(slices.Clone(a.reached), func(e netip.AddrPort) bool { return slices.Contains(own, e) })
+	changed := !slices.Equal(seen, a.seen)
+	a.seen = seen
+	a.mu.Unlock()
+	if changed {
+		a.rec.Set(func(in *reconcile.Input) { in.BehindNAT = len(seen) > 0 })
+	}
 }
 
 // Connection notes what status shows.
@@ -234,6 +254,7 @@ func (a *Agent) watchEndpoints(ctx context.Context) error {
 				c.Announce()
 			}
 		}
+		a.compareSeen()
 		if now := a.worthKeeping(); len(now) > 0 && !maps.EqualFunc(now, saved, slices.Equal[[]netip.AddrPort]) {
 			if err := a.dir.SaveHints(now); err != nil {
 				a.log.Warn("endpoints are not kept", "error", err)

@@ -160,6 +160,12 @@ type JudgeRanges struct {
 	}
 }
 
+type JudgeReading struct {
+	_       structs.HostLayout
+	Jiffies uint64
+	Now     uint64
+}
+
 type JudgeRuleset struct {
 	_       structs.HostLayout
 	Hash    [32]uint8
@@ -199,6 +205,39 @@ type JudgeView struct {
 	Pad        uint32
 }
 
+// Names of all BPF objects in the ELF.
+//
+// Used for safe lookups in a Collection or CollectionSpec.
+const (
+	JudgeMapAddrs          = "addrs"
+	JudgeMapConfig         = "config"
+	JudgeMapConns          = "conns"
+	JudgeMapCounters       = "counters"
+	JudgeMapEntries        = "entries"
+	JudgeMapEvents         = "events"
+	JudgeMapLocals         = "locals"
+	JudgeMapLost           = "lost"
+	JudgeMapOwns           = "owns"
+	JudgeMapReadings       = "readings"
+	JudgeMapRulesets       = "rulesets"
+	JudgeMapViews          = "views"
+	JudgeProgBind4         = "bind4"
+	JudgeProgBind6         = "bind6"
+	JudgeProgConnect4      = "connect4"
+	JudgeProgConnect6      = "connect6"
+	JudgeProgEgress        = "egress"
+	JudgeProgGuard         = "guard"
+	JudgeProgIngress       = "ingress"
+	JudgeProgLoEgress      = "lo_egress"
+	JudgeProgSendmsg4      = "sendmsg4"
+	JudgeProgSendmsg6      = "sendmsg6"
+	JudgeProgSweep         = "sweep"
+	JudgeProgTunnelEgress  = "tunnel_egress"
+	JudgeProgTunnelIngress = "tunnel_ingress"
+	JudgeVarLinkHeader     = "link_header"
+	JudgeVarOverlay        = "overlay"
+)
+
 // LoadJudge returns the embedded CollectionSpec for Judge.
 func LoadJudge() (*ebpf.CollectionSpec, error) {
 	reader := bytes.NewReader(_JudgeBytes)
@@ -219,7 +258,7 @@ func LoadJudge() (*ebpf.CollectionSpec, error) {
 //	*JudgeMaps
 //
 // See ebpf.CollectionSpec.LoadAndAssign documentation for details.
-func LoadJudgeObjects(obj interface{}, opts *ebpf.CollectionOptions) error {
+func LoadJudgeObjects(obj any, opts *ebpf.CollectionOptions) error {
 	spec, err := LoadJudge()
 	if err != nil {
 		return err
@@ -269,6 +308,7 @@ type JudgeMapSpecs struct {
 	Locals   *ebpf.MapSpec `ebpf:"locals"`
 	Lost     *ebpf.MapSpec `ebpf:"lost"`
 	Owns     *ebpf.MapSpec `ebpf:"owns"`
+	Readings *ebpf.MapSpec `ebpf:"readings"`
 	Rulesets *ebpf.MapSpec `ebpf:"rulesets"`
 	Views    *ebpf.MapSpec `ebpf:"views"`
 }
@@ -277,7 +317,8 @@ type JudgeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeVariableSpecs struct {
-	Overlay *ebpf.VariableSpec `ebpf:"overlay"`
+	LinkHeader *ebpf.VariableSpec `ebpf:"link_header"`
+	Overlay    *ebpf.VariableSpec `ebpf:"overlay"`
 }
 
 // JudgeObjects contains all objects after they have been loaded into the kernel.
@@ -309,6 +350,7 @@ type JudgeMaps struct {
 	Locals   *ebpf.Map `ebpf:"locals"`
 	Lost     *ebpf.Map `ebpf:"lost"`
 	Owns     *ebpf.Map `ebpf:"owns"`
+	Readings *ebpf.Map `ebpf:"readings"`
 	Rulesets *ebpf.Map `ebpf:"rulesets"`
 	Views    *ebpf.Map `ebpf:"views"`
 }
@@ -324,6 +366,7 @@ func (m *JudgeMaps) Close() error {
 		m.Locals,
 		m.Lost,
 		m.Owns,
+		m.Readings,
 		m.Rulesets,
 		m.Views,
 	)
@@ -333,7 +376,8 @@ func (m *JudgeMaps) Close() error {
 //
 // It can be passed to LoadJudgeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeVariables struct {
-	Overlay *ebpf.Variable `ebpf:"overlay"`
+	LinkHeader *ebpf.Variable `ebpf:"link_header"`
+	Overlay    *ebpf.Variable `ebpf:"overlay"`
 }
 
 // JudgePrograms contains all programs after they have been loaded into the kernel.

@@ -185,6 +185,42 @@ type JudgeTestView struct {
 	Pad        uint32
 }
 
+// Names of all BPF objects in the ELF.
+//
+// Used for safe lookups in a Collection or CollectionSpec.
+const (
+	JudgeTestMapAddrs          = "addrs"
+	JudgeTestMapConfig         = "config"
+	JudgeTestMapConns          = "conns"
+	JudgeTestMapCounters       = "counters"
+	JudgeTestMapEntries        = "entries"
+	JudgeTestMapEvents         = "events"
+	JudgeTestMapLocals         = "locals"
+	JudgeTestMapLost           = "lost"
+	JudgeTestMapOwns           = "owns"
+	JudgeTestMapRulesets       = "rulesets"
+	JudgeTestMapTestIn         = "test_in"
+	JudgeTestMapTestOut        = "test_out"
+	JudgeTestMapViews          = "views"
+	JudgeTestProgBind4         = "bind4"
+	JudgeTestProgBind6         = "bind6"
+	JudgeTestProgConnect4      = "connect4"
+	JudgeTestProgConnect6      = "connect6"
+	JudgeTestProgEgress        = "egress"
+	JudgeTestProgGuard         = "guard"
+	JudgeTestProgIngress       = "ingress"
+	JudgeTestProgLoEgress      = "lo_egress"
+	JudgeTestProgSendmsg4      = "sendmsg4"
+	JudgeTestProgSendmsg6      = "sendmsg6"
+	JudgeTestProgSweep         = "sweep"
+	JudgeTestProgTestBind      = "test_bind"
+	JudgeTestProgTestConnect   = "test_connect"
+	JudgeTestProgTunnelEgress  = "tunnel_egress"
+	JudgeTestProgTunnelIngress = "tunnel_ingress"
+	JudgeTestVarLinkHeader     = "link_header"
+	JudgeTestVarOverlay        = "overlay"
+)
+
 // LoadJudgeTest returns the embedded CollectionSpec for JudgeTest.
 func LoadJudgeTest() (*ebpf.CollectionSpec, error) {
 	reader := bytes.NewReader(_JudgeTestBytes)
@@ -205,7 +241,7 @@ func LoadJudgeTest() (*ebpf.CollectionSpec, error) {
 //	*JudgeTestMaps
 //
 // See ebpf.CollectionSpec.LoadAndAssign documentation for details.
-func LoadJudgeTestObjects(obj interface{}, opts *ebpf.CollectionOptions) error {
+func LoadJudgeTestObjects(obj any, opts *ebpf.CollectionOptions) error {
 	spec, err := LoadJudgeTest()
 	if err != nil {
 		return err
@@ -267,7 +303,8 @@ type JudgeTestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeTestVariableSpecs struct {
-	Overlay *ebpf.VariableSpec `ebpf:"overlay"`
+	LinkHeader *ebpf.VariableSpec `ebpf:"link_header"`
+	Overlay    *ebpf.VariableSpec `ebpf:"overlay"`
 }
 
 // JudgeTestObjects contains all objects after they have been loaded into the kernel.
@@ -327,7 +364,8 @@ func (m *JudgeTestMaps) Close() error {
 //
 // It can be passed to LoadJudgeTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeTestVariables struct {
-	Overlay *ebpf.Variable `ebpf:"overlay"`
+	LinkHeader *ebpf.Variable `ebpf:"link_header"`
+	Overlay    *ebpf.Variable `ebpf:"overlay"`
 }
 
 // JudgeTestPrograms contains all programs after they have been loaded into the kernel.

@@ -28,10 +28,9 @@ type Denier interface {
 	DenyAll(ctx context.Context) error
 }
 
-// keepalive is the interval for one peer: needed where the other side cannot begin (this host is behind NAT), and where
-// this side cannot find the peer again once its address is lost.
-func keepalive(p mesh.Peer, behindNAT bool) time.Duration {
-	if behindNAT || len(p.Endpoints) == 0 {
+// keepalive is the interval for every peer: needed where the other side cannot begin, because this host is behind NAT.
+func keepalive(behindNAT bool) time.Duration {
+	if behindNAT {
 		return Keepalive
 	}
 	return 0

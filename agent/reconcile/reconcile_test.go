@@ -289,7 +289,7 @@ func TestKeepalive(t *testing.T) {
 			nat   bool
 			hints map[string][]netip.AddrPort
 			want  time.Duration
-		}{{true, hints, reconcile.Keepalive}, {false, hints, 0}, {false, nil, reconcile.Keepalive}} {
+		}{{true, hints, reconcile.Keepalive}, {false, hints, 0}, {false, nil, 0}, {true, nil, reconcile.Keepalive}} {
 			if err := r.Wait(t.Context(), r.Set(func(in *reconcile.Input) { in.BehindNAT, in.Hints = c.nat, c.hints })); err != nil {
 				t.Fatal(err)
 			}

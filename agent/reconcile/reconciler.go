@@ -301,7 +301,7 @@ func (r *Reconciler) keepalives(ctx context.Context, d desired) {
 		return
 	}
 	for _, p := range d.peers {
-		want := keepalive(p, d.nat)
+		want := keepalive(d.nat)
 		if _, there := r.real.peers[p.Key]; !there || r.real.keepalive[p.Key] == want {
 			continue
 		}

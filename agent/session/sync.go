@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/signet-overlay/signet/internal/identity"
 	"github.com/signet-overlay/signet/internal/key"
@@ -326,21 +325,12 @@ func (s *stream) update(ctx context.Context, u *signetv1.Update) error {
 	s.host.Connection(Event{Coordinator: s.addr, Update: true, Err: err})
 	if err != nil {
 		s.client.Log.Error("update not accepted", "error", err)
-		return s.ack(claimed(u), err)
+		return s.ack(codec.Claimed(u), err)
 	}
 	s.held = next
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	return s.ack(next.Snapshot.Manifest, s.host.Apply(ctx, next))
-}
-
-// claimed reads what an Update says of itself, unverified: good for nothing but to name it in a refusal.
-func claimed(u *signetv1.Update) mesh.Manifest {
-	var m signetv1.Manifest
-	if err := proto.Unmarshal(u.GetManifest().GetPayload(), &m); err != nil {
-		return mesh.Manifest{}
-	}
-	return mesh.Manifest{Epoch: m.Epoch, PolicyRevision: m.PolicyRevision}
 }
 
 func (s *stream) ack(m mesh.Manifest, failed error) error {

@@ -53,25 +53,25 @@ static __always_inline bool begin_call(struct judge *j, __u8 hook)
 }
 
 /* call_form is steps 2 to 4 of a connect. */
-static __always_inline __u8 call_form(struct judge *j)
+static __always_inline __u8 call_form(struct judge *j, struct ends *e)
 {
 	__u8 proto = j->p.tuple.proto;
 
-	j->src = find_addr(&j->p.tuple.src, j->generation);
-	j->dst = find_addr(&j->p.tuple.dst, j->generation);
+	e->src = find_addr(&j->p.tuple.src, j->generation);
+	e->dst = find_addr(&j->p.tuple.dst, j->generation);
 	if (proto != PROTO_TCP && proto != PROTO_UDP && proto != PROTO_ICMP && proto != PROTO_ICMPV6)
 		return REASON_UNKNOWN_PROTO;
 	return lease_over(find_view(j->generation), j->now) ? REASON_LEASE_ENDED : REASON_NONE;
 }
 
 /* call_source is step 6 of a connect: an unbound socket will be given the owner's address; a bound one must have it. */
-static __always_inline __u8 call_source(const struct judge *j)
+static __always_inline __u8 call_source(const struct judge *j, const struct ends *e)
 {
 	if (!j->owner)
 		return REASON_NO_IDENTITY;
 	if (ip_unset(&j->p.tuple.src))
 		return j->p.tuple.sport ? REASON_SOURCE_BOUND : REASON_NONE;
-	return addr_local(j->src) && j->src->number == j->owner ? REASON_NONE : REASON_SPOOFED_SOURCE;
+	return addr_local(e->src) && e->src->number == j->owner ? REASON_NONE : REASON_SPOOFED_SOURCE;
 }
 
 /* call_answers: a datagram that answers a tracked flow is judged as that flow. */
@@ -89,38 +89,38 @@ static __always_inline bool call_answers(const struct judge *j)
 }
 
 /* judge_call is steps 6 to 11 of a connect; the owner is known. */
-static __always_inline void judge_call(struct judge *j, const struct own *own)
+static __always_inline void judge_call(struct judge *j, const struct ends *e, const struct own *own)
 {
-	__u8 reason = call_source(j);
+	__u8 reason = call_source(j, e);
 	struct addr self = {.number = j->owner, .flags = ADDR_LOCAL, .ruleset = own ? own->ruleset : 0};
 	struct answer a;
 
 	/* 7. Peer. */
 	if (!reason)
-		reason = peer_reason(j->dst, j->now);
+		reason = peer_reason(e->dst, j->now);
 	if (reason) {
-		deny(j, reason, 0);
+		deny(j, e, reason, 0);
 		return;
 	}
 	/* 9 and 11; nothing is tracked for a call. */
 	if (call_answers(j))
-		ask_policy(j->dst, &self, j->p.tuple.proto, j->p.tuple.sport, j->now, &a);
+		ask_policy(e->dst, &self, j->p.tuple.proto, j->p.tuple.sport, j->now, &a);
 	else
-		ask_policy(&self, j->dst, j->p.tuple.proto, j->p.tuple.dport, j->now, &a);
+		ask_policy(&self, e->dst, j->p.tuple.proto, j->p.tuple.dport, j->now, &a);
 	j->verdict = a.verdict;
 	j->reason = a.reason;
 	j->rule = a.rule;
 	j->src_number = j->owner;
-	j->dst_number = addr_number(j->dst);
+	j->dst_number = addr_number(e->dst);
 }
 
 /* judge_bind_call: an overlay address is bound only by the workload that owns it. */
-static __always_inline void judge_bind_call(struct judge *j)
+static __always_inline void judge_bind_call(struct judge *j, const struct ends *e)
 {
 	if (!j->owner)
-		deny(j, REASON_NO_IDENTITY, 0);
-	else if (!addr_local(j->src) || j->src->number != j->owner)
-		deny(j, REASON_SPOOFED_SOURCE, 0);
+		deny(j, e, REASON_NO_IDENTITY, 0);
+	else if (!addr_local(e->src) || e->src->number != j->owner)
+		deny(j, e, REASON_SPOOFED_SOURCE, 0);
 	else
 		allow(j, 0, j->owner, 0);
 }
@@ -176,29 +176,33 @@ static __always_inline void loosen(struct bpf_sock_addr *ctx, const struct judge
 static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge *j, bool v6)
 {
 	const struct own *own;
+	struct ends e = {};
 	struct ip source;
 	__u8 reason;
 
 	if (!begin_call(j, HOOK_CONNECT))
 		return refuse();
+	/* An address without a port is what an earlier connect left, after loosen: the process chose none. */
+	if (!j->p.tuple.sport && !in_overlay(&j->p.tuple.src, ip_mapped(&j->p.tuple.src) ? 4 : 6) && in_overlay(&j->p.tuple.dst, j->p.family))
+		j->p.tuple.src = (struct ip){};
 	/* 1. Scope. */
 	if (!in_overlay(&j->p.tuple.dst, j->p.family)) {
 		loosen(ctx, j, v6);
 		return PASS_CG;
 	}
-	reason = call_form(j);
+	reason = call_form(j, &e);
 	if (reason) {
-		deny(j, reason, 0);
+		deny(j, &e, reason, 0);
 		finish(j, task_pid());
 		return refuse();
 	}
 	/* 5. Owner. */
 	task_identity(j);
 	own = find_own(j->owner, j->generation);
-	judge_call(j, own);
+	judge_call(j, &e, own);
 	if (j->verdict == VERDICT_ALLOW && ip_unset(&j->p.tuple.src) &&
 	    (!own_address(own, j->p.family, &source) || bind_source(ctx, &source, v6) < 0))
-		deny(j, REASON_SOURCE_BOUND, 0);
+		deny(j, &e, REASON_SOURCE_BOUND, 0);
 	return finish(j, task_pid()) ? PASS_CG : refuse();
 }
 
@@ -207,18 +211,19 @@ static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge
 static __always_inline bool judge_sendmsg(struct judge *j)
 {
 	const struct own *own;
+	struct ends e = {};
 	__u8 reason;
 
-	reason = call_form(j);
+	reason = call_form(j, &e);
 	if (reason) {
-		deny(j, reason, 0);
+		deny(j, &e, reason, 0);
 		return finish(j, task_pid());
 	}
 	task_identity(j);
 	own = find_own(j->owner, j->generation);
 	if (ip_unset(&j->p.tuple.src) && own_address(own, j->p.family, &j->p.tuple.src))
-		j->src = find_addr(&j->p.tuple.src, j->generation);
-	judge_call(j, own);
+		e.src = find_addr(&j->p.tuple.src, j->generation);
+	judge_call(j, &e, own);
 	return finish(j, task_pid());
 }
 
@@ -320,13 +325,15 @@ static __always_inline int judge_sendmsg6(struct bpf_sock_addr *ctx)
 /* judge_bind fails the call with EPERM; the port is known to no rule here. */
 static __always_inline int judge_bind(struct judge *j)
 {
+	struct ends e = {};
+
 	if (!begin_call(j, HOOK_BIND))
 		return DROP_CG;
 	if (!in_overlay(&j->p.tuple.src, j->p.family))
 		return PASS_CG;
-	j->src = find_addr(&j->p.tuple.src, j->generation);
+	e.src = find_addr(&j->p.tuple.src, j->generation);
 	task_identity(j);
-	judge_bind_call(j);
+	judge_bind_call(j, &e);
 	return finish(j, task_pid()) ? PASS_CG : DROP_CG;
 }
 
@@ -365,6 +372,7 @@ int test_connect(struct __sk_buff *skb)
 {
 	struct judge j = {};
 	struct tuple quote = {};
+	struct ends e = {};
 	__u8 reason;
 
 	parse(skb, &j.p, &quote);
@@ -374,13 +382,13 @@ int test_connect(struct __sk_buff *skb)
 		ignore(&j);
 		return finish(&j, 0) ? PASS_TC : DROP_TC;
 	}
-	reason = call_form(&j);
+	reason = call_form(&j, &e);
 	if (reason) {
-		deny(&j, reason, 0);
+		deny(&j, &e, reason, 0);
 		return finish(&j, 0) ? PASS_TC : DROP_TC;
 	}
 	test_identity(skb, &j);
-	judge_call(&j, find_own(j.owner, j.generation));
+	judge_call(&j, &e, find_own(j.owner, j.generation));
 	return finish(&j, 0) ? PASS_TC : DROP_TC;
 }
 
@@ -389,6 +397,7 @@ int test_bind(struct __sk_buff *skb)
 {
 	struct judge j = {};
 	struct tuple quote = {};
+	struct ends e = {};
 
 	parse(skb, &j.p, &quote);
 	if (!begin_call(&j, HOOK_BIND))
@@ -397,9 +406,9 @@ int test_bind(struct __sk_buff *skb)
 		ignore(&j);
 		return finish(&j, 0) ? PASS_TC : DROP_TC;
 	}
-	j.src = find_addr(&j.p.tuple.src, j.generation);
+	e.src = find_addr(&j.p.tuple.src, j.generation);
 	test_identity(skb, &j);
-	judge_bind_call(&j);
+	judge_bind_call(&j, &e);
 	return finish(&j, 0) ? PASS_TC : DROP_TC;
 }
 

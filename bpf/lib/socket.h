@@ -93,10 +93,36 @@ static __always_inline __u32 packet_device(struct __sk_buff *skb, __u32 tunnel)
 
 #define LOOPBACK_IFINDEX 1 /* in every network namespace */
 
-/* now_ns is up to one clock tick (1 to 10 ms) behind, and costs half of the exact clock. */
+/* Each CPU's last reading of the clock. */
+struct reading {
+	__u64 jiffies;
+	__u64 now;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct reading);
+} readings SEC(".maps");
+
+/* now_ns is CLOCK_MONOTONIC, up to two clock ticks (2 to 20 ms) behind. The coarse clock moves with the tick, so it is
+ * read once a tick: reading it costs a quarter of a run, and looking at the tick next to nothing. A run that interrupts
+ * another one between the two writes leaves an older tick, and the clock is only read once more. */
 static __always_inline __u64 now_ns(void)
 {
-	return bpf_ktime_get_coarse_ns();
+	__u32 zero = 0;
+	struct reading *r = bpf_map_lookup_elem(&readings, &zero);
+	__u64 tick = bpf_jiffies64(), now;
+
+	if (r && READ_ONCE(r->jiffies) == tick)
+		return READ_ONCE(r->now);
+	now = bpf_ktime_get_coarse_ns();
+	if (r) {
+		WRITE_ONCE(r->now, now);
+		WRITE_ONCE(r->jiffies, tick);
+	}
+	return now;
 }
 
 static __always_inline __u64 packet_ancestor(struct __sk_buff *skb, __u32 level)

@@ -76,8 +76,11 @@ func serve(cfg agent.Config, path string, log *slog.Logger) error {
 	defer signal.Stop(reload)
 	g := task.New(ctx)
 	g.Go("signetd", func(ctx context.Context) error {
-		defer g.Stop(nil)
-		return a.Run(ctx)
+		if err := a.Run(ctx); err != nil {
+			return err
+		}
+		g.Stop(nil)
+		return nil
 	})
 	g.Go("reload", func(ctx context.Context) error {
 		for {

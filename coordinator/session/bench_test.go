@@ -8,9 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/signet-overlay/signet/coordinator/registry"
+	"github.com/signet-overlay/signet/proto/codec"
 	"github.com/signet-overlay/signet/proto/signetv1"
 )
 
@@ -33,10 +32,7 @@ func (l *line) verify(u *signetv1.Update) error {
 }
 
 func (l *line) skim(u *signetv1.Update) error {
-	var m signetv1.Manifest
-	if err := proto.Unmarshal(u.Manifest.Payload, &m); err != nil {
-		return err
-	}
+	m := codec.Claimed(u)
 	return l.stream.Send(&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Ack{Ack: &signetv1.Ack{Epoch: m.Epoch, PolicyRevision: m.PolicyRevision}}})
 }
 

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"time"
 
 	"github.com/signet-overlay/signet/coordinator/publish"
@@ -28,7 +29,8 @@ const (
 //     nothing.
 //  4. An Update that the agent refused is sent once more as a whole, in case the two sides disagree about what it
 //     holds. A whole one that is refused is not repeated: something else is wrong, and it is in the agent's report.
-//  5. Endpoints follow the Update that makes their node a peer.
+//  5. Endpoints go before the Update that makes their node a peer, so that the peer is reached as soon as it is made. The
+//     node's own are among them: that is how it learns how it is seen.
 type dialogue struct {
 	held   []mesh.SectionRef // what the agent holds once it has read everything that was sent
 	sent   *publish.Node     // the latest that it was sent, or was found to hold
@@ -84,19 +86,17 @@ func (d *dialogue) acked(epoch uint64, failed bool) {
 	d.again = failed && !d.whole
 }
 
-// hints returns the endpoints that the agent has not heard of, or nil and how long to wait.
-func (d *dialogue) hints(dir *directory, now time.Time) (*signetv1.EndpointHints, time.Duration) {
-	if d.sent == nil {
-		return nil, 0
-	}
-	nodes, latest := dir.since(d.sent.Peers, d.hinted, d.hintedTo)
+// hints returns the endpoints that the agent has not heard of and that n makes it need, or nil and how long to wait.
+func (d *dialogue) hints(dir *directory, n *publish.Node, now time.Time) (*signetv1.EndpointHints, time.Duration) {
+	to := slices.Sorted(slices.Values(append([]string{n.Name}, n.Peers...)))
+	nodes, latest := dir.since(to, d.hinted, d.hintedTo)
 	if len(nodes) == 0 {
-		d.hinted, d.hintedTo = latest, d.sent.Peers
+		d.hinted, d.hintedTo = latest, to
 		return nil, 0
 	}
 	if left := d.hintedAt.Add(hintWindow).Sub(now); left > 0 {
 		return nil, left
 	}
-	d.hinted, d.hintedTo, d.hintedAt = latest, d.sent.Peers, now
+	d.hinted, d.hintedTo, d.hintedAt = latest, to, now
 	return &signetv1.EndpointHints{Nodes: nodes}, 0
 }

@@ -222,6 +222,14 @@ func (c *session) advance(now time.Time) (time.Duration, error) {
 			return 0, err
 		}
 	}
+	hintWait := time.Duration(0)
+	if !revoked {
+		var h *signetv1.EndpointHints
+		if h, hintWait = c.talk.hints(&c.srv.places, n, now); h != nil {
+			c.send(&signetv1.CoordinatorMessage{Message: &signetv1.CoordinatorMessage_Hints{Hints: h}}, now)
+			return sendTimeout, nil
+		}
+	}
 	u, wait := c.talk.update(n, now)
 	if u != nil {
 		c.srv.stats.updates.Add(1)
@@ -233,11 +241,6 @@ func (c *session) advance(now time.Time) (time.Duration, error) {
 	}
 	if revoked {
 		return 0, errRevoked
-	}
-	h, hintWait := c.talk.hints(&c.srv.places, now)
-	if h != nil {
-		c.send(&signetv1.CoordinatorMessage{Message: &signetv1.CoordinatorMessage_Hints{Hints: h}}, now)
-		return sendTimeout, nil
 	}
 	return soonest(wait, hintWait), nil
 }
@@ -322,7 +325,7 @@ func (c *session) located(port uint32, reported []string) error {
 		return nil
 	}
 	if n := c.srv.cfg.Publisher.Current().Nodes[c.node]; n != nil {
-		c.srv.live.hint(n.Peers)
+		c.srv.live.hint(append([]string{c.node}, n.Peers...))
 	}
 	return nil
 }

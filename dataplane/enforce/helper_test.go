@@ -68,6 +68,8 @@ func (s *helperState) run(cmd string, args []string) (string, error) {
 			return "inprogress", nil
 		}
 		return "", err
+	case "device":
+		return "", unix.BindToDevice(s.fd, args[0])
 	case "unspec":
 		return "", s.disconnect()
 	case "wait":
@@ -125,6 +127,9 @@ func (s *helperState) socket(kind string) (err error) {
 		family, typ, proto = unix.AF_PACKET, unix.SOCK_DGRAM, 0
 	}
 	s.fd, err = unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+	if err == nil && typ == unix.SOCK_STREAM {
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
 	return err
 }
 

@@ -41,8 +41,6 @@ var (
 	b6       = netip.MustParseAddr("fd5a:7::6")
 	remote4  = netip.MustParseAddr("198.18.1.9")
 	remote6  = netip.MustParseAddr("fd5a:7::1:9")
-	under4   = netip.MustParseAddr("10.99.0.1")
-	far4     = netip.MustParseAddr("10.99.0.2")
 )
 
 // lab is one host in a network namespace of its own, with a tunnel whose other end is the test, cgroups for workloads
@@ -61,10 +59,12 @@ type lab struct {
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
+	if !root() {
 		t.Skip("needs root")
 	}
 }
+
+func root() bool { return os.Geteuid() == 0 }
 
 // newLab builds the host. Everything goes away with the test.
 func newLab(t *testing.T) *lab {
@@ -239,6 +239,12 @@ type proc struct {
 	out *bufio.Reader
 }
 
+// startFar runs a process of nobody at the other end of the underlay.
+func (l *lab) startFar() (p *proc) {
+	l.inFar(func() { p = l.start("other") })
+	return p
+}
+
 // start runs a process. It ends with the test.
 func (l *lab) start(cgroup string) *proc {
 	l.t.Helper()
@@ -310,6 +316,30 @@ func (l *lab) inject(packet []byte) {
 		l.t.Fatalf("write to the tunnel: %v", err)
 	}
 }
+
+// sent waits for a packet from a source address to a port, and fails without one.
+func (l *lab) sent(what string, from netip.Addr, toPort uint16) []byte {
+	l.t.Helper()
+	p := l.wire(helperWait, func(b []byte) bool {
+		_, dst := portsOf(b)
+		return sourceOf(b) == from && dst == toPort
+	})
+	if p == nil {
+		l.t.Errorf("%s: nothing from %v to port %d left by the tunnel", what, from, toPort)
+	}
+	return p
+}
+
+// silent fails when anything but the kernel's own chatter leaves by the tunnel within a short while.
+func (l *lab) silent(what string) {
+	l.t.Helper()
+	if p := l.wire(quiet, func([]byte) bool { return true }); p != nil {
+		l.t.Errorf("%s: %x left by the tunnel", what, p)
+	}
+}
+
+// quiet is how long a test waits for what must not come.
+const quiet = 150 * time.Millisecond
 
 // denied is how often a reason was counted at a hook.
 func denied(t *testing.T, e *Enforcer, hook policy.Hook, r flow.Reason) uint64 {

@@ -23,9 +23,9 @@ type EventKind uint8
 // The kinds of events. EventLoss comes from the reader: it tells only LostBefore.
 const (
 	EventLoss  EventKind = 0
-	EventStart EventKind = 1
-	EventEnd   EventKind = 2
-	EventDeny  EventKind = 3
+	EventStart EventKind = bpf.EventStart
+	EventEnd   EventKind = bpf.EventEnd
+	EventDeny  EventKind = bpf.EventDeny
 )
 
 // FlowID names a flow on this host: when it began, on the kernel's clock, and a random number.
@@ -159,18 +159,13 @@ type Counters struct {
 	Fill     []MapFill
 }
 
-// Sizes of the counter map (bpf/lib/reasons.h).
-const (
-	counterReasons  = 32
-	counterHooks    = 8
-	counterVerdicts = 4
-)
+const counterVerdicts = 4
 
 // Counters reads the counters and how full the maps are. It walks the maps: not for every second.
 func (e *Enforcer) Counters() (Counters, error) {
 	c := Counters{Verdicts: map[CounterKey]uint64{}}
 	var perCPU []uint64
-	for slot := range uint32(counterVerdicts * counterHooks * counterReasons) {
+	for slot := range uint32(counterVerdicts * bpf.CounterHooks * bpf.CounterReasons) {
 		if err := e.coll.Maps[mapCounters].Lookup(slot, &perCPU); err != nil {
 			return c, fmt.Errorf("read counter %d: %w", slot, err)
 		}
@@ -192,9 +187,9 @@ func (e *Enforcer) Counters() (Counters, error) {
 
 func counterKey(slot uint32) CounterKey {
 	return CounterKey{
-		Verdict: flow.Verdict(slot / (counterHooks * counterReasons)),
-		Hook:    policy.Hook(slot / counterReasons % counterHooks),
-		Reason:  flow.Reason(slot % counterReasons),
+		Verdict: flow.Verdict(slot / (bpf.CounterHooks * bpf.CounterReasons)),
+		Hook:    policy.Hook(slot / bpf.CounterReasons % bpf.CounterHooks),
+		Reason:  flow.Reason(slot % bpf.CounterReasons),
 	}
 }
 
@@ -246,7 +241,7 @@ func (e *Enforcer) Flows(limit int) ([]Flow, error) {
 
 func decodeConn(k *bpf.JudgeTuple, c *bpf.JudgeConn, clk clock) Flow {
 	t := tupleOf(*k)
-	if c.Flags&connSwapped != 0 {
+	if c.Flags&bpf.ConnSwapped != 0 {
 		t = t.Reverse()
 	}
 	side := 0

@@ -53,12 +53,12 @@ func (w *writer) plan(v *policy.View, generation uint64, base clock) *plan {
 		k.Ip.W = words(a)
 		val := bpf.JudgeAddr{NotAfter: base.stamp(info.NotAfter), Number: uint32(info.Number)}
 		if info.Local {
-			val.Flags |= addrLocal
+			val.Flags |= bpf.AddrLocal
 			val.Ruleset = p.rulesets[info.Number]
 			lend(own(info.Number), a)
 		}
 		if info.Revoked {
-			val.Flags |= addrRevoked
+			val.Flags |= bpf.AddrRevoked
 		}
 		p.addrKeys, p.addrs = append(p.addrKeys, k), append(p.addrs, val)
 	}
@@ -100,9 +100,9 @@ func (w *writer) planRuleset(p *plan, rs policy.Ruleset, base clock) uint32 {
 
 // lend makes a an address that the workload sends from. Of several, the lowest is taken, so that the choice is stable.
 func lend(o *bpf.JudgeOwn, a netip.Addr) {
-	slot, flag := &o.V6.W, uint32(ownV6)
+	slot, flag := &o.V6.W, uint32(bpf.OwnV6)
 	if a.Is4() {
-		slot, flag = &o.V4.W, ownV4
+		slot, flag = &o.V4.W, bpf.OwnV4
 	}
 	if o.Flags&flag == 0 || a.Less(addrOf(*slot)) {
 		*slot = words(a)

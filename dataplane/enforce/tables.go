@@ -27,17 +27,6 @@ const (
 	mapLost     = "lost"
 )
 
-// Flags of the kernel's structs (bpf/lib/maps.h, ct.h).
-const (
-	addrLocal   = 1
-	addrRevoked = 2
-
-	ownV4 = 1
-	ownV6 = 2
-
-	connSwapped = 1
-)
-
 // batch is how many keys one system call carries. It is larger than any hash bucket gets, which a batched read needs.
 const batch = 4096
 

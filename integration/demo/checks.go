@@ -195,7 +195,7 @@ func (c *checker) psqlWorks(ctx context.Context) error {
 	for _, addr := range []netip.Addr{c.pg4, c.pg6} {
 		out, err := c.d.PSQL(ctx, c.d.App, scenario.APIServer, addr.String(), "select 6*7").Output()
 		if err != nil {
-			return err
+			return fmt.Errorf("%w\n%s", err, c.d.Evidence(ctx))
 		}
 		if strings.TrimSpace(out) != "42" {
 			return fmt.Errorf("psql over %v printed %q", addr, out)

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/signet-overlay/signet/agent"
+	"github.com/signet-overlay/signet/coordinator"
 )
 
 // tree is the repository, read once for all tests.
@@ -153,7 +156,10 @@ func TestDocPaths(t *testing.T) {
 var exampleConfigs = []struct {
 	glob string // as path.Match, from the top of the repository
 	read func(name string, data []byte) error
-}{}
+}{
+	{"deploy/examples/agent.yaml", func(name string, data []byte) error { _, err := agent.ParseConfig(name, data); return err }},
+	{"deploy/examples/coordinator.yaml", func(name string, data []byte) error { _, err := coordinator.ParseConfig(name, data); return err }},
+}
 
 func TestExampleConfigsParse(t *testing.T) {
 	tr := loadTree(t)

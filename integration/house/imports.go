@@ -41,7 +41,7 @@ var heavies = []heavy{
 	{"modernc.org/sqlite", []string{"coordinator/store"}, "a second store must be able to join"},
 	{"github.com/jackc/pgx", []string{"coordinator/store"}, "the second store"},
 	{"github.com/pressly/goose", []string{"coordinator/store"}, "migrations belong to the store"},
-	{"google.golang.org/grpc", []string{"proto/signetv1", "agent/session", "agent/enrol", "coordinator/session"}, "the two ends of the wire and nobody else"},
+	{"google.golang.org/grpc", []string{"proto/signetv1", "agent/session", "agent/session/sessiontest", "coordinator/session"}, "the two ends of the wire and nobody else"},
 	{"google.golang.org/protobuf", []string{"proto/..."}, "parsing happens at the border; behind it are values that exist only when valid"},
 	{"github.com/hashicorp/memberlist", []string{"agent/gossip"}, "gossip is never believed further than a signature goes"},
 	{"github.com/danielgtaylor/huma", []string{"coordinator/api"}, "the web API is a view of the coordinator, not its shape"},

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/signet-overlay/signet/integration/netlab"
 )
@@ -130,4 +131,17 @@ func (d *Demo) PSQL(ctx context.Context, a *Agent, cgroup, addr, sql string) *ne
 // Probe runs the test client on a host, inside a cgroup.
 func (c *Cluster) Probe(ctx context.Context, a *Agent, cgroup string, args ...string) *netlab.Cmd {
 	return a.Host.Command(ctx, netlab.Opts{Cgroup: cgroup}, c.bin("probe"), args...)
+}
+
+// Evidence is what both ends of the demo's main flow say, for a failure that has to be understood afterwards.
+func (d *Demo) Evidence(ctx context.Context) string {
+	var b strings.Builder
+	for _, a := range []*Agent{d.App, d.Data} {
+		for _, args := range [][]string{{"peers"}, {"status"}, {"flows"}} {
+			out, err := a.Signet(ctx, args...)
+			fmt.Fprintf(&b, "--- %s: signet %s (%v)\n%s", a.Host.Name(), args[0], err, out)
+		}
+		fmt.Fprintf(&b, "--- log of %s\n%s", a.Host.Name(), tail(a.Proc.Text(), 4000))
+	}
+	return b.String()
 }

@@ -73,6 +73,15 @@ func Apply(held *Held, u *signetv1.Update, trust Trust) (*Held, error) {
 	return next, nil
 }
 
+// Claimed reads what an Update says of itself, unverified: good for nothing but to name it in a refusal.
+func Claimed(u *signetv1.Update) mesh.Manifest {
+	var m signetv1.Manifest
+	if err := unmarshal("manifest", u.GetManifest().GetPayload(), &m); err != nil {
+		return mesh.Manifest{}
+	}
+	return mesh.Manifest{Epoch: m.Epoch, PolicyRevision: m.PolicyRevision}
+}
+
 // collect finds a body for each section that the manifest names, and checks its hash.
 func collect(held *Held, sent []*signetv1.Section, m mesh.Manifest) (map[string][]byte, error) {
 	if len(sent) > maxSections {

@@ -149,6 +149,8 @@ func (b *builder) ownEnd() {
 	b.add("own end: a remote destination out of the tunnel", enter(udp(remote4, 1000, broad4, 53)), refuse(flow.UnknownPeer, Remote, Broad))
 	b.add("own end: an underlay destination out of the tunnel", enter(udp(remote4, 1000, lan4, 53)), refuse(flow.UnknownPeer, Remote, 0))
 	b.add("own end: the kernel with a remote's source", exit(tcp(remote4, 1000, broad4, 443), kernel), refuse(flow.SpoofedSource, Remote, Broad))
+	b.add("own end: the kernel with a remote's source, tracked", flags(exit(tcp(remote4, 4000, a4, 8080), kernel), policy.FlagACK),
+		refuse(flow.SpoofedSource, Remote, A), known(tcp(remote4, 4000, a4, 8080), 40), leaves(1))
 	b.add("own end: the kernel with the lan's source", exit(udp(lan4, 1000, remote4, 53), kernel), refuse(flow.SpoofedSource, 0, Remote))
 	b.add("own end: a selector without an address", leave(tcp(a4, 1000, remote4, 443), in(cgB)), refuse(flow.SpoofedSource, B, Remote),
 		with(func(v *policy.View) { delete(v.Addresses, b4); delete(v.Addresses, b6) }))
@@ -228,6 +230,8 @@ func (b *builder) peers() {
 		known(tcp(a4, 1000, gone4, 443), 6), leaves(1))
 	b.add("peer: revoked, tracked, in", flags(enter(tcp(gone4, 443, a4, 1000)), policy.FlagACK), refuse(flow.Revoked, Gone, A),
 		older(tcp(a4, 1000, gone4, 443), 6), leaves(1))
+	b.add("peer: revoked, tracked under this generation, in", flags(enter(tcp(gone4, 443, a4, 1000)), policy.FlagACK), refuse(flow.Revoked, Gone, A),
+		known(tcp(a4, 1000, gone4, 443), 6), leaves(1))
 	b.add("peer: expired, out", leave(tcp(a4, 1000, stale4, 443), in(cgA)), refuse(flow.Expired, A, Stale))
 	b.add("peer: expired, in", enter(tcp(stale4, 1000, a4, 8080)), refuse(flow.Expired, Stale, A))
 	b.add("peer: expires later", leave(tcp(a4, 1000, brief4, 443), in(cgA)), pass(8, A, Brief))

@@ -1,0 +1,322 @@
+// Package dataplane is one host's dataplane: the tunnel, the links and the judge, driven together.
+//
+// Dataplane is the one type that implements agent/reconcile.Target. It owns the order in which things happen: the judge
+// is attached before the device is up, routes that catch overlay traffic stand before the device exists, and closing
+// leaves every program, pin, route and the device in place, so that enforcement outlives the agent.
+//
+// The parts are dataplane/tunnel (WireGuard), dataplane/link (devices, addresses, routes) and dataplane/enforce (eBPF).
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/signet-overlay/signet/dataplane/enforce"
+	"github.com/signet-overlay/signet/dataplane/link"
+	"github.com/signet-overlay/signet/dataplane/tunnel"
+	"github.com/signet-overlay/signet/internal/flow"
+	"github.com/signet-overlay/signet/internal/key"
+	"github.com/signet-overlay/signet/internal/mesh"
+	"github.com/signet-overlay/signet/internal/policy"
+)
+
+// Config says how to open a dataplane. All fields but Logger are required.
+type Config struct {
+	Interface  string // name of the tunnel device
+	ListenPort int    // UDP port of WireGuard
+	MTU        int    // of the tunnel device, bytes
+	PrivateKey key.Private
+	CgroupRoot string // directory of the cgroup v2 root, or of a subtree
+	BPFFS      string // directory for pins
+	Overlay4   netip.Prefix
+	Overlay6   netip.Prefix
+	Logger     *slog.Logger
+}
+
+// DefaultMTU leaves room for WireGuard over IPv6 on an underlay of 1500 bytes.
+const DefaultMTU = 1420
+
+// PeerStatus is what the tunnel knows of one peer.
+type PeerStatus struct {
+	Key           key.Public
+	Endpoint      netip.AddrPort
+	LastHandshake time.Time
+	RxBytes       uint64
+	TxBytes       uint64
+	Up            bool
+	RefusedSource uint64 // packets that cryptokey routing refused
+}
+
+// HookStatus is one attachment of the judge.
+type HookStatus struct {
+	Name     string `json:"name"`
+	Attached bool   `json:"attached"`
+	Error    string `json:"error,omitempty"`
+}
+
+// Counter counts verdicts.
+type Counter struct {
+	Verdict flow.Verdict `json:"verdict"`
+	Reason  flow.Reason  `json:"reason"`
+	Packets uint64       `json:"packets"`
+}
+
+// Status is the dataplane as it really is.
+type Status struct {
+	TunnelKind string // userspace or kernel
+	Interface  string
+	Port       int
+	Mode       string // enforce, or down
+	Hooks      []HookStatus
+	Healthy    bool
+	Warnings   []string // what is not guarded, in plain sentences
+	Counters   []Counter
+	LostEvents uint64
+}
+
+// Dataplane is one host's dataplane.
+type Dataplane struct {
+	cfg    Config
+	tunnel *tunnel.Userspace
+	judge  *enforce.Enforcer
+
+	host hostState
+	mu   sync.Mutex // guards peers, and that they reach the tunnel in order
+	// peers holds what was last said of each peer: two methods say it.
+	peers map[key.Public]tunnel.Peer
+}
+
+// hostState is what Repair needs to put back.
+type hostState struct {
+	mu   sync.Mutex
+	spec link.Spec // zero before UpdateHost
+	down bool
+}
+
+// Open makes or adopts the tunnel device and the judge. Until Enforce is called on a fresh host, nothing passes; on a
+// host whose pins outlived an agent, what was enforced stays enforced.
+func Open(ctx context.Context, cfg Config) (*Dataplane, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := enforce.MountBPFFS(cfg.BPFFS); err != nil {
+		return nil, fmt.Errorf("prepare pins: %w", err)
+	}
+	judge, err := enforce.Open(enforceConfig(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("open judge: %w", err)
+	}
+	d := &Dataplane{cfg: cfg, judge: judge, peers: map[key.Public]tunnel.Peer{}}
+	if err := d.open(ctx); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// open attaches the judge to every device before the tunnel's can carry anything.
+func (d *Dataplane) open(ctx context.Context) (err error) {
+	if err := d.guardLinks(); err != nil {
+		return err
+	}
+	d.tunnel, err = tunnel.OpenUserspace(ctx, tunnel.Config{
+		Name: d.cfg.Interface, MTU: d.cfg.MTU, ListenPort: d.cfg.ListenPort, PrivateKey: d.cfg.PrivateKey, Logger: d.cfg.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	i, err := net.InterfaceByName(d.cfg.Interface)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", d.cfg.Interface, err)
+	}
+	if err := d.judge.AttachTunnel(i.Index); err != nil {
+		return fmt.Errorf("judge %s: %w", d.cfg.Interface, err)
+	}
+	return nil
+}
+
+func enforceConfig(cfg Config) enforce.Config {
+	return enforce.Config{BPFFS: cfg.BPFFS, CgroupRoot: cfg.CgroupRoot, Overlay4: cfg.Overlay4, Overlay6: cfg.Overlay6, Logger: cfg.Logger}
+}
+
+// guardLinks attaches the guard to every device that is neither the tunnel nor loopback.
+func (d *Dataplane) guardLinks() error {
+	links, err := link.Links()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range links {
+		if l.Loopback || l.Name == d.cfg.Interface {
+			continue
+		}
+		if err := d.judge.AttachGuard(l.Index, l.Name); err != nil {
+			errs = append(errs, fmt.Errorf("guard %s: %w", l.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// UpdateHost is part of reconcile.Target.
+func (d *Dataplane) UpdateHost(ctx context.Context, self mesh.Self, addrs []netip.Addr) error {
+	spec := link.Spec{Interface: d.cfg.Interface, MTU: d.cfg.MTU, Node: self.Addresses, Addresses: addrs,
+		Overlay: []netip.Prefix{d.cfg.Overlay4, d.cfg.Overlay6}}
+	if self.Overlay4 != d.cfg.Overlay4 || self.Overlay6 != d.cfg.Overlay6 {
+		return fmt.Errorf("overlay ranges changed from %v and %v to %v and %v: restart signetd", d.cfg.Overlay4, d.cfg.Overlay6, self.Overlay4, self.Overlay6)
+	}
+	d.host.mu.Lock()
+	defer d.host.mu.Unlock()
+	if err := d.applyHost(ctx, spec); err != nil {
+		return err
+	}
+	d.host.spec = spec
+	return nil
+}
+
+// applyHost puts the device, its addresses and routes right, and removes what is too much last.
+func (d *Dataplane) applyHost(ctx context.Context, spec link.Spec) error {
+	if err := link.Apply(ctx, spec); err != nil {
+		return err
+	}
+	d.tunnel.SetOwnAddresses(append(slices.Clone(spec.Node), spec.Addresses...))
+	if err := link.Up(ctx, spec); err != nil {
+		return err
+	}
+	if err := d.tunnel.Up(ctx); err != nil {
+		return err
+	}
+	return link.Prune(ctx, spec)
+}
+
+// Enforce is part of reconcile.Target.
+func (d *Dataplane) Enforce(ctx context.Context, v *policy.View) error {
+	if err := d.judge.Apply(ctx, v); err != nil {
+		return err
+	}
+	d.setDown(false)
+	return nil
+}
+
+// DenyAll keeps every hook and lets no overlay packet pass (signet down).
+func (d *Dataplane) DenyAll(context.Context) error {
+	if err := d.judge.DenyAll(); err != nil {
+		return err
+	}
+	d.setDown(true)
+	return nil
+}
+
+func (d *Dataplane) setDown(down bool) {
+	d.host.mu.Lock()
+	defer d.host.mu.Unlock()
+	d.host.down = down
+}
+
+// UpdatePeer is part of reconcile.Target.
+func (d *Dataplane) UpdatePeer(ctx context.Context, p mesh.Peer) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next := tunnel.Peer{Key: p.Key, Endpoints: p.Endpoints, Keepalive: d.peers[p.Key].Keepalive}
+	for _, a := range p.AllowedIPs {
+		next.AllowedIPs = append(next.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return d.updateLocked(ctx, next)
+}
+
+// UpdateKeepalive sends empty packets to a peer in this interval, so that a NAT keeps its mapping; 0 stops them.
+func (d *Dataplane) UpdateKeepalive(ctx context.Context, k key.Public, every time.Duration) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next, ok := d.peers[k]
+	if !ok {
+		return fmt.Errorf("keep %s alive: %w", k.Short(), tunnel.ErrNoPeer)
+	}
+	next.Keepalive = every
+	return d.updateLocked(ctx, next)
+}
+
+func (d *Dataplane) updateLocked(ctx context.Context, p tunnel.Peer) error {
+	if err := d.tunnel.Update(ctx, p); err != nil {
+		return err
+	}
+	d.peers[p.Key] = p
+	return nil
+}
+
+// DeletePeer is part of reconcile.Target.
+func (d *Dataplane) DeletePeer(ctx context.Context, k key.Public) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.peers, k)
+	return d.tunnel.Delete(ctx, k)
+}
+
+// PrunePeers is part of reconcile.Target.
+func (d *Dataplane) PrunePeers(ctx context.Context, keep []key.Public) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for k := range d.peers {
+		if !slices.Contains(keep, k) {
+			delete(d.peers, k)
+		}
+	}
+	return d.tunnel.Prune(ctx, keep)
+}
+
+// Handshake makes WireGuard prove the peer anew and returns how long that took.
+func (d *Dataplane) Handshake(ctx context.Context, k key.Public) (time.Duration, error) {
+	return d.tunnel.Handshake(ctx, k)
+}
+
+// Candidates lists this host's own underlay addresses as WireGuard endpoints.
+func (d *Dataplane) Candidates() ([]netip.AddrPort, error) {
+	return link.Candidates(d.cfg.ListenPort, link.Exclude{Interfaces: []string{d.cfg.Interface}, Prefixes: []netip.Prefix{d.cfg.Overlay4, d.cfg.Overlay6}})
+}
+
+// Close stops the tunnel's engine and leaves everything else in place.
+func (d *Dataplane) Close() error {
+	var errs []error
+	if d.tunnel != nil {
+		errs = append(errs, d.tunnel.Close())
+	}
+	return errors.Join(append(errs, d.judge.Close())...)
+}
+
+// Release removes the device, its addresses and routes, and every pin (signet down --release). It needs no open
+// Dataplane.
+func Release(cfg Config) error {
+	spec := link.Spec{Interface: cfg.Interface, MTU: cfg.MTU, Overlay: []netip.Prefix{cfg.Overlay4, cfg.Overlay6}}
+	// The device goes before the judge: until then nothing can pass unjudged, and afterwards nothing can pass.
+	if err := tunnel.RemoveDevice(cfg.Interface); err != nil {
+		return err
+	}
+	return errors.Join(enforce.Release(enforceConfig(cfg)), link.Release(context.Background(), spec))
+}
+
+// Preflight refuses hosts on which the dataplane cannot work: no TUN device, no BPF permission, an overlay range that
+// the host already routes elsewhere. The error names the culprit.
+func Preflight(cfg Config) error {
+	if _, err := tunnel.Probe(); err != nil {
+		return err
+	}
+	if err := enforce.MountBPFFS(cfg.BPFFS); err != nil {
+		return err
+	}
+	if !cfg.Overlay4.IsValid() { // before enrolment nobody knows the ranges
+		return nil
+	}
+	conflicts, err := link.Overlaps([]netip.Prefix{cfg.Overlay4, cfg.Overlay6}, cfg.Interface)
+	if err != nil {
+		return err
+	}
+	if len(conflicts) > 0 {
+		return fmt.Errorf("%s", conflicts[0])
+	}
+	return nil
+}
