@@ -80,12 +80,12 @@ type facts struct {
 func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	a := &Agent{cfg: cfg, deps: deps, log: log}
 	a.root = cfg.CgroupRoot
+	real, whole, err := attest.FindRoot()
 	if a.root == auto {
-		root, err := attest.FindRoot()
 		if err != nil {
 			return nil, fmt.Errorf("cgroup_root: %w", err)
 		}
-		a.root = root
+		a.root = real
 	}
 	a.plane = &plane{}
 	a.paths, a.watcher = attest.NewPaths(a.root), attest.NewWatcher(a.root, log)
@@ -96,8 +96,11 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 	}
 	a.enrolled, a.ready, a.release = make(chan struct{}), make(chan struct{}, 1), make(chan chan error)
 	a.warnings = map[string]string{}
-	if real, err := attest.FindRoot(); err == nil && real != a.root {
+	switch {
+	case err == nil && real != a.root:
 		a.warnings["cgroup_root"] = "cgroup_root is " + a.root + ", below " + real + ": processes outside it are not judged by their identity"
+	case !whole:
+		a.warnings["cgroup_root"] = "cgroup_root " + a.root + " is not the whole tree of this machine: processes outside it are not judged by their identity"
 	}
 	return a, nil
 }

@@ -123,18 +123,24 @@ func TestTwoWorkloadsWithOneKeyGetNothing(t *testing.T) {
 }
 
 func TestFindRoot(t *testing.T) {
+	all := func(string) bool { return true }
 	for want, text := range map[string]string{
 		"/sys/fs/cgroup": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
 		"/sys/fs/cgroup/unified": "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n" +
 			"41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:5 - cgroup2 cgroup2 rw\n",
 		"/c g": "41 31 0:38 /sub /a rw - cgroup2 none rw\n42 31 0:38 / /c\\040g rw - cgroup2 none rw\n43 31 0:38 / /longer/path rw - cgroup2 none rw\n",
 	} {
-		if got, err := findRoot(strings.NewReader(text)); err != nil || got != want {
-			t.Errorf("found %q, %v; expected %q", got, err, want)
+		if got, whole, err := findRoot(strings.NewReader(text), all); err != nil || got != want || !whole {
+			t.Errorf("found %q (whole %v), %v; expected %q", got, whole, err, want)
 		}
 	}
-	if _, err := findRoot(strings.NewReader("30 23 0:26 / / rw - ext4 /dev/sda rw\n")); err == nil {
+	if _, _, err := findRoot(strings.NewReader("30 23 0:26 / / rw - ext4 /dev/sda rw\n"), all); err == nil {
 		t.Error("found a root on a host without cgroup v2")
+	}
+	hidden := "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 none rw\n42 31 0:38 /part /sys/fs/cgroup rw - cgroup2 none rw\n"
+	got, whole, err := findRoot(strings.NewReader(hidden), func(path string) bool { return path == "/sys/fs/cgroup" })
+	if err != nil || got != "/sys/fs/cgroup" || whole {
+		t.Errorf("behind a bind mount: %q (whole %v), %v", got, whole, err)
 	}
 }
 
@@ -150,7 +156,7 @@ func TestUnitOf(t *testing.T) {
 func TestWatcher(t *testing.T) { watcherSuite(t, t.TempDir()) }
 
 func TestWatcherOnCgroups(t *testing.T) {
-	root, err := FindRoot()
+	root, _, err := FindRoot()
 	if err != nil {
 		t.Skipf("needs cgroup v2: %v", err)
 	}

@@ -17,38 +17,45 @@ import (
 // ErrNoCgroup2 is returned on hosts without a cgroup v2 mount.
 var ErrNoCgroup2 = errors.New("no cgroup v2 file system is mounted: boot with systemd.unified_cgroup_hierarchy=1, or mount it and set cgroup_root")
 
-// FindRoot returns where cgroup v2 is mounted. Hybrid hosts have it below /sys/fs/cgroup/unified.
-func FindRoot() (string, error) {
+// FindRoot returns where cgroup v2 is mounted, and whether that is the whole tree: inside a container, or under a bind
+// mount, only a part of it can be seen. Hybrid hosts have it below /sys/fs/cgroup/unified.
+func FindRoot() (path string, whole bool, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return "", fmt.Errorf("find cgroup root: %w", err)
+		return "", false, fmt.Errorf("find cgroup root: %w", err)
 	}
 	defer f.Close()
-	return findRoot(f)
+	return findRoot(f, isCgroup2)
 }
 
-// findRoot reads mountinfo (proc_pid_mountinfo(5)). Of several mounts the one that shows the whole tree counts, and of
-// those the shortest path.
-func findRoot(r io.Reader) (string, error) {
-	best := ""
+// isCgroup2 is false for a mount that another mount hides.
+func isCgroup2(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// findRoot reads mountinfo (proc_pid_mountinfo(5)). Of several visible mounts one that shows the whole tree counts
+// first, then the shortest path.
+func findRoot(r io.Reader, visible func(path string) bool) (best string, whole bool, err error) {
 	sc := bufio.NewScanner(r)
 	for sc.Scan() {
 		before, after, ok := strings.Cut(sc.Text(), " - ")
 		fields := strings.Fields(before)
-		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") || fields[3] != "/" {
+		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
 			continue
 		}
-		if path := unescape(fields[4]); best == "" || len(path) < len(best) {
-			best = path
+		path, all := unescape(fields[4]), fields[3] == "/"
+		if better := best == "" || all && !whole || all == whole && len(path) < len(best); better && visible(path) {
+			best, whole = path, all
 		}
 	}
 	if err := sc.Err(); err != nil {
-		return "", fmt.Errorf("read mountinfo: %w", err)
+		return "", false, fmt.Errorf("read mountinfo: %w", err)
 	}
 	if best == "" {
-		return "", ErrNoCgroup2
+		return "", false, ErrNoCgroup2
 	}
-	return best, nil
+	return best, whole, nil
 }
 
 // unescape turns \040 and its like back into bytes.

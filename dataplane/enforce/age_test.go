@@ -52,6 +52,7 @@ func (s *story) says(p policy.Packet, flags uint8, want flow.Reason) {
 
 // TestIdle: a connection is forgotten when nothing passes for long enough, agent or not, and not a moment earlier.
 // Longer than a function should be, because it is a table of stories.
+//
 //house:allow-long one table of idle times
 func TestIdle(t *testing.T) {
 	needRoot(t)

@@ -81,6 +81,7 @@ func extend(packet []byte, kinds ...uint8) []byte {
 }
 
 // TestOddPackets is a table of packets, and longer than a function should be for that reason.
+//
 //house:allow-long one table of odd packets
 func TestOddPackets(t *testing.T) {
 	needRoot(t)

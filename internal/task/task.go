@@ -23,12 +23,15 @@ type Group struct {
 
 // PanicError is the error of a task that panicked.
 type PanicError struct {
+	Task  string // the name that Go was given
 	Value any
 	Stack []byte
 }
 
 // Error names the panic; the stack is in the field.
-func (e *PanicError) Error() string { return fmt.Sprintf("internal error: panic: %v", e.Value) }
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("internal error: panic in %s: %v", e.Task, e.Value)
+}
 
 // New makes a Group whose tasks end when parent does.
 func New(parent context.Context) *Group {
@@ -44,8 +47,8 @@ func (g *Group) Context() context.Context { return g.ctx }
 func (g *Group) Go(name string, f func(ctx context.Context) error) {
 	g.wg.Go(func() {
 		pprof.Do(g.ctx, pprof.Labels("task", name), func(ctx context.Context) {
-			if err := run(ctx, f); err != nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
-				g.cancel(fmt.Errorf("%s: %w", name, err))
+			if err := run(ctx, name, f); err != nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+				g.cancel(err)
 			}
 		})
 	})
@@ -72,10 +75,10 @@ func (g *Group) Wait() error {
 
 var errStopped = errors.New("stopped")
 
-func run(ctx context.Context, f func(context.Context) error) (err error) {
+func run(ctx context.Context, name string, f func(context.Context) error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = &PanicError{Value: r, Stack: debug.Stack()}
+			err = &PanicError{Task: name, Value: r, Stack: debug.Stack()}
 		}
 	}()
 	return f(ctx)
