@@ -127,11 +127,19 @@ func (h host) Connection(e session.Event) {
 		h.refused = e.Err
 	case e.Err != nil || e.Coordinator == "":
 		h.online, h.lost = "", e.Err
+		// A coordinator that refuses is there: the certificate may have ended while it was not.
+		if refusal := (*session.Error)(nil); errors.As(e.Err, &refusal) && refusal.Kind == session.Refused {
+			h.kickRotator()
+		}
 	default:
 		h.online, h.lost = e.Coordinator, nil
-		if r := h.rotator.Load(); r != nil {
-			r.Kick()
-		}
+		h.kickRotator()
+	}
+}
+
+func (a *Agent) kickRotator() {
+	if r := a.rotator.Load(); r != nil {
+		r.Kick()
 	}
 }
 
@@ -165,10 +173,14 @@ func (i issuer) Renew(ctx context.Context) error {
 	if err != nil {
 		return err //nolint:wrapcheck // names the coordinator
 	}
-	return i.changeIdentity(func(id *state.Identity) bool {
+	if err := i.changeIdentity(func(id *state.Identity) bool {
 		id.Key, id.NextKey, id.Chain, id.Bundle = next, nil, chain, bundle
 		return true
-	})
+	}); err != nil {
+		return err
+	}
+	client.Kick() // a session that was refused for the old certificate need not wait
+	return nil
 }
 
 // changeIdentity saves a changed identity before it is used.

@@ -38,7 +38,7 @@ const (
 const (
 	minLease   = 10 * time.Second
 	maxLease   = codec.MaxLease - 5*time.Minute // agents believe codec.MaxLease, and Bindings begin up to 5 minutes early
-	minX509TTL = 5 * time.Minute
+	minX509TTL = 10 * time.Second
 	maxX509TTL = 24 * time.Hour
 	maxConfig  = 1 << 20 // bytes of the file
 )

@@ -50,7 +50,8 @@ func NewRotator(issuer Issuer, log *slog.Logger) *Rotator {
 	return &Rotator{issuer: issuer, log: log, kick: make(chan struct{}, 1)}
 }
 
-// Kick makes Run look at the clock again: after a jump, or when the coordinator came back.
+// Kick makes Run look at the clock again, and try at once if a renewal is due: after a jump, or when the coordinator came
+// back.
 func (r *Rotator) Kick() {
 	select {
 	case r.kick <- struct{}{}:
@@ -93,6 +94,8 @@ func (r *Rotator) Run(ctx context.Context) error {
 			timer.Stop()
 			return ctx.Err()
 		case <-r.kick:
+			// Whoever kicks knows that something changed: failures from before say nothing about the next try.
+			s.Failures, s.LastTry = 0, time.Time{}
 		case <-timer.C:
 		}
 		timer.Stop()
