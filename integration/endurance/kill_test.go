@@ -94,7 +94,17 @@ func TestKillLoop(t *testing.T) {
 		}
 	}
 	sent := rogueSent(senders[0])
-	t.Logf("%d kills in %v; the rogue sent %d packets; none was delivered", cycles, killFor, sent)
+	status, err := d.Data.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Only what came out of the tunnel is refused for want of a rule here: the other senders are refused elsewhere or
+	// for other reasons. So this is what reached the judge of the rogue's.
+	judged := status.Denied("NO_RULE") + status.Denied("CT_INVALID")
+	t.Logf("%d kills in %v; the rogue sent %d packets, %d of them reached the judge; none was delivered", cycles, killFor, sent, judged)
+	if judged < sent/20 || status.Denied("NO_IDENTITY") == 0 || status.Denied("NOT_TUNNEL") == 0 {
+		t.Errorf("too little of what was sent reached the judge: %+v", status.Enforcement.Counters)
+	}
 	if cycles < 10 || sent < rogueRate*int(killFor.Seconds())/4 {
 		t.Errorf("%d cycles and %d rogue packets are too few to prove anything", cycles, sent)
 	}

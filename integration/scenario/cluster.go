@@ -334,8 +334,12 @@ type Status struct {
 		Up    int `json:"up"`
 	} `json:"peers"`
 	Enforcement struct {
-		Mode    string `json:"mode"`
-		Healthy bool   `json:"healthy"`
+		Mode     string `json:"mode"`
+		Healthy  bool   `json:"healthy"`
+		Counters []struct {
+			Reason  string `json:"reason"`
+			Packets int    `json:"packets"`
+		} `json:"counters"`
 	} `json:"enforcement"`
 	Workloads []struct {
 		ID        string          `json:"id"`
@@ -346,6 +350,16 @@ type Status struct {
 		Expires time.Time `json:"expires"`
 	} `json:"svids"`
 	Warnings []string `json:"warnings"`
+}
+
+// Denied is how many packets and calls the host's judge refused for a reason, since its maps were made.
+func (s Status) Denied(reason string) int {
+	for _, c := range s.Enforcement.Counters {
+		if c.Reason == reason {
+			return c.Packets
+		}
+	}
+	return 0
 }
 
 // Status asks the agent. An unhealthy agent is not an error here.
