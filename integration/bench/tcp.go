@@ -6,9 +6,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/signet-overlay/signet/dataplane/enforce"
 	"github.com/signet-overlay/signet/integration/netlab"
 	"github.com/signet-overlay/signet/integration/scenario"
 	"github.com/signet-overlay/signet/internal/key"
@@ -44,8 +49,11 @@ func (b *bench) tcp(ctx context.Context) error {
 	for _, at := range []struct {
 		name   string
 		policy string
-	}{{"10", scenario.Workloads + scenario.Rules}, {"100000", scenario.Workloads + manyRules()}} {
+	}{{"10", scenario.Workloads + portRules(5428, 10)}, {"100000", scenario.Workloads + manyRules()}} {
 		if err := d.ApplyPolicy(ctx, at.policy); err != nil {
+			return err
+		}
+		if err := b.entries(d, at.name); err != nil {
 			return err
 		}
 		if err := b.compare(ctx, d, at.name, v4, bare); err != nil {
@@ -53,6 +61,41 @@ func (b *bench) tcp(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// entries checks that the host's kernel really holds as many policy entries as the figure says.
+func (b *bench) entries(d *scenario.Demo, name string) error {
+	promised, err := strconv.Atoi(name)
+	if err != nil {
+		return fmt.Errorf("name %q is no number: %w", name, err)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(d.App.Host.BPFFS(), "signet", enforce.ABI, "maps", "entries"), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("open the kernel's entries: %w", err)
+	}
+	defer m.Close()
+	held, key, value := 0, make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		held++
+	}
+	if err := all.Err(); err != nil {
+		return fmt.Errorf("count entries: %w", err)
+	}
+	b.tell("tcp/entries="+name+"/held", float64(held), "entries")
+	if held < promised {
+		return fmt.Errorf("the kernel holds %d entries, expected %d", held, promised)
+	}
+	return nil
+}
+
+// portRules allows a run of single ports.
+func portRules(first, n int) string {
+	var services []string
+	for p := first; p < first+n; p++ {
+		services = append(services, fmt.Sprintf("tcp/%d", p))
+	}
+	return "rules:\n  - {id: ports, from: [app/api-server], to: [data/postgres], allow: [" + strings.Join(services, ", ") + "]}\n"
 }
 
 // manyRules compiles to more than 100,000 entries for the one pair of workloads that the measurement uses: 65,535 ports

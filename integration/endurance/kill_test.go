@@ -60,18 +60,26 @@ func TestKillLoop(t *testing.T) {
 	if err := d.StartPostgres(ctx); err != nil {
 		t.Fatal(err)
 	}
-	pg, _, err := d.Data.Address(ctx, "data/postgres")
+	pg, pg6, err := d.Data.Address(ctx, "data/postgres")
 	if err != nil {
 		t.Fatal(err)
 	}
 	forbidden := netip.AddrPortFrom(pg, forbiddenPort)
-	victims := []*netlab.Cmd{listen(ctx, t, d, "udp", forbidden), listen(ctx, t, d, "tcp", forbidden)}
-	capture, err := d.Data.Host.Capture(ctx, d.Data.If, []byte("forbidden"))
-	if err != nil {
-		t.Fatal(err)
+	forbidden6 := netip.AddrPortFrom(pg6, forbiddenPort)
+	var victims []*netlab.Cmd
+	for _, at := range []netip.AddrPort{forbidden, forbidden6} {
+		victims = append(victims, listen(ctx, t, d, "udp", at), listen(ctx, t, d, "tcp", at))
 	}
-	senders := []*netlab.Cmd{startRogue(ctx, t, d, forbidden), startFlood(ctx, t, d, d.Data, scenario.Stranger, forbidden),
-		startFlood(ctx, t, d, d.App, scenario.APIServer, forbidden), startOutsider(ctx, t, d, forbidden)}
+	captures := map[string]*netlab.Capture{}
+	for _, a := range []*scenario.Agent{d.Data, d.App, d.Edge} {
+		if captures[a.Host.Name()], err = a.Host.Capture(ctx, a.If); err != nil {
+			t.Fatal(err)
+		}
+	}
+	senders := []*netlab.Cmd{startRogue(ctx, t, d, forbidden, forbidden6), startFlood(ctx, t, d, d.Data, scenario.Stranger, forbidden),
+		startFlood(ctx, t, d, d.App, scenario.APIServer, forbidden),
+		startFlood(ctx, t, d, d.Data, scenario.Stranger, forbidden6), startFlood(ctx, t, d, d.App, scenario.Webhook, forbidden6), startOutsider(ctx, t, d, forbidden)}
+	outsider := d.Agent("outsider").Underlay
 
 	cycles := cycle(ctx, t, d, pg)
 	for _, s := range senders {
@@ -86,11 +94,12 @@ func TestKillLoop(t *testing.T) {
 			t.Errorf("forbidden traffic was delivered: %.300s", v.Text())
 		}
 	}
-	rec := capture.Stop()
-	for f, n := range rec.Flows {
-		// What the outsider sends in clear arrives at the device; nothing may leave it with an overlay address.
-		if f.Src == pg {
-			t.Errorf("%d packets in clear: %v", n, f)
+	for name, capture := range captures {
+		for f, n := range capture.Stop().Flows {
+			// What the outsider sends in clear arrives at the device; nothing else may carry an overlay address there.
+			if (overlay(f.Src) || overlay(f.Dst)) && f.Src != outsider {
+				t.Errorf("%s: %d packets in clear: %v", name, n, f)
+			}
 		}
 	}
 	sent := rogueSent(senders[0])
@@ -105,9 +114,15 @@ func TestKillLoop(t *testing.T) {
 	if judged < sent/20 || status.Denied("NO_IDENTITY") == 0 || status.Denied("NOT_TUNNEL") == 0 {
 		t.Errorf("too little of what was sent reached the judge: %+v", status.Enforcement.Counters)
 	}
-	if cycles < 10 || sent < rogueRate*int(killFor.Seconds())/4 {
+	// A fifth may be missing where the machine is loaded; the rate is part of the promise.
+	if cycles < 10 || sent < rogueRate*int(killFor.Seconds())*8/10 {
 		t.Errorf("%d cycles and %d rogue packets are too few to prove anything", cycles, sent)
 	}
+}
+
+// overlay reports whether an address lies in the default overlay ranges.
+func overlay(a netip.Addr) bool {
+	return netip.MustParsePrefix("198.18.0.0/15").Contains(a) || a.Is6() && a.IsPrivate()
 }
 
 // cycle kills and restarts the receiver's agent until the time is over, and returns how often.
@@ -172,9 +187,9 @@ func startOutsider(ctx context.Context, t *testing.T, d *scenario.Demo, to netip
 }
 
 // startRogue releases the bastion's own judge, stops its agent, and sends with its keys.
-func startRogue(ctx context.Context, t *testing.T, d *scenario.Demo, forbidden netip.AddrPort) *netlab.Cmd {
+func startRogue(ctx context.Context, t *testing.T, d *scenario.Demo, forbidden, forbidden6 netip.AddrPort) *netlab.Cmd {
 	t.Helper()
-	own, _, err := d.Edge.Address(ctx, "edge/admin-tools")
+	own, own6, err := d.Edge.Address(ctx, "edge/admin-tools")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +206,8 @@ func startRogue(ctx context.Context, t *testing.T, d *scenario.Demo, forbidden n
 	}
 	config, err := json.Marshal(rogue.Config{
 		StateDir: d.Edge.StateDir(), KeyFile: filepath.Join(d.Edge.Dir(), "agent.key"), Listen: 51820, PeerKey: peerKey,
-		Peer: netip.AddrPortFrom(d.Data.Underlay, 51820), Own: own, Stolen: stolen, Target: forbidden, Open: 5432, Rate: rogueRate,
+		Peer: netip.AddrPortFrom(d.Data.Underlay, 51820), Own: own, Own6: own6, Stolen: stolen,
+		Target: forbidden, Target6: forbidden6, Open: 5432, Rate: rogueRate,
 	})
 	if err != nil {
 		t.Fatal(err)

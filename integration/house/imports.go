@@ -37,7 +37,7 @@ type heavy struct {
 var heavies = []heavy{
 	{"golang.zx2c4.com/wireguard", []string{"dataplane/tunnel", "integration/probe", "integration/probe/rogue"}, "kernel and embedded WireGuard behave the same behind one interface"},
 	{"github.com/vishvananda/netlink", []string{"dataplane/link", "integration/netlab"}, "links, addresses and routes change in one place that can undo it"},
-	{"github.com/cilium/ebpf", []string{"bpf", "dataplane/enforce", "dataplane/revoke"}, "what is pinned outlives the process, so one owner knows all of it"},
+	{"github.com/cilium/ebpf", []string{"bpf", "dataplane/enforce", "dataplane/revoke", "integration/bench"}, "what is pinned outlives the process, so one owner knows all of it"},
 	{"modernc.org/sqlite", []string{"coordinator/store"}, "a second store must be able to join"},
 	{"github.com/jackc/pgx", []string{"coordinator/store"}, "the second store"},
 	{"github.com/pressly/goose", []string{"coordinator/store"}, "migrations belong to the store"},

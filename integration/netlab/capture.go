@@ -44,7 +44,7 @@ type Capture struct {
 	stopped sync.Once
 }
 
-// Packet is one frame from the Ethernet header on.
+// Packet is one frame from the Ethernet header on; on a tunnel device, which has none, from the IP header on.
 type Packet struct {
 	Time     time.Time
 	Outgoing bool // left through the interface, rather than came in
@@ -144,9 +144,15 @@ func (c *Capture) receive(fd int, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	p := Packet{Time: time.Now(), Flow: classify(buf[:n]), Data: buf[:n]}
+	p := Packet{Time: time.Now(), Data: buf[:n]}
+	bare := false // a tunnel device: there is no link header
 	if ll, ok := from.(*unix.SockaddrLinklayer); ok {
-		p.Outgoing = ll.Pkttype == unix.PACKET_OUTGOING
+		p.Outgoing, bare = ll.Pkttype == unix.PACKET_OUTGOING, ll.Hatype == unix.ARPHRD_NONE
+	}
+	if bare {
+		p.Flow = classifyIP(p.Data)
+	} else {
+		p.Flow = classify(p.Data)
 	}
 	c.keep(p)
 	return nil

@@ -94,6 +94,22 @@ func classify(frame []byte) Flow {
 	return f
 }
 
+// classifyIP reads a packet that begins with its IP header.
+func classifyIP(packet []byte) (f Flow) {
+	if len(packet) == 0 {
+		return f
+	}
+	switch packet[0] >> 4 {
+	case 4:
+		f.EtherType = etherIPv4
+		f.readIPv4(packet)
+	case 6:
+		f.EtherType = etherIPv6
+		f.readIPv6(packet)
+	}
+	return f
+}
+
 func (f *Flow) readIPv4(p []byte) {
 	if len(p) < ipv4Header {
 		return

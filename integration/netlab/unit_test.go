@@ -113,8 +113,13 @@ func TestClassify(t *testing.T) {
 		{"short extension", ether("\x86\xdd", v6("\x00"), "\x11\x05.."), "proto 0 2001:db8::1 > 2001:db8::2"},
 		{"endless extensions", ether("\x86\xdd", v6("\x00"), strings.Repeat("\x00\x00......", 20)), "proto 0 2001:db8::1 > 2001:db8::2"},
 	} {
-		if got := classify(c.frame).String(); got != c.want {
+		got := classify(c.frame)
+		if got.String() != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		// The same packet on a tunnel device, where it has no link header.
+		if whole := got.EtherType == etherIPv4 || got.EtherType == etherIPv6; whole && len(c.frame) > etherHeader && got.Src.IsValid() && classifyIP(c.frame[etherHeader:]) != got {
+			t.Errorf("%s without link header: %v, want %v", c.name, classifyIP(c.frame[etherHeader:]), got)
 		}
 	}
 }

@@ -84,7 +84,7 @@ var reasons = [numberOfReason]ReasonInfo{
 	CTFull:        {CTFull, "CT_FULL", "The connection table is full, and new flows are refused.", "raise the table's size or find the workload that fills it"},
 	CTInvalid:     {CTInvalid, "CT_INVALID", "The packet belongs to no tracked connection and does not open one.", "reconnect; connections older than the table's memory must be opened again"},
 	Expired:       {Expired, "EXPIRED", "The rule or the peer's Binding has expired.", "renew the rule's expiry, or check why the node does not renew its Binding"},
-	Revoked:       {Revoked, "REVOKED", "The workload or its node was revoked.", "approve or enrol the node again if the revocation was a mistake"},
+	Revoked:       {Revoked, "REVOKED", "The workload or its node was revoked.", "if it was a mistake: a workload comes back by taking it out of the policy and placing it anew; a node by a new join token made with --replace"},
 	Fragment:      {Fragment, "FRAGMENT", "IP fragments are not passed.", "lower the sender's datagram size below the tunnel's MTU"},
 	Malformed:     {Malformed, "MALFORMED", "The packet's headers are not valid.", "capture the packet on the sending host"},
 	LeaseEnded:    {LeaseEnded, "LEASE_ENDED", "The host has not heard from a coordinator for the whole lease.", "restore the connection to the coordinator"},

