@@ -15,15 +15,14 @@ import (
 
 // The demo's hosts and workloads.
 const (
-	AppHost     = "api-1"
-	DataHost    = "db-1"
-	EdgeHost    = "bastion-1"
-	APIServer   = "system.slice/api-server.service"
-	Webhook     = "system.slice/webhook.service"
-	Postgres    = "system.slice/postgresql.service"
-	Bastion     = "system.slice/admin-tools.service"
-	Stranger    = "system.slice/stranger.service" // no workload
-	postgresBin = "/usr/lib/postgresql/15/bin"
+	AppHost   = "api-1"
+	DataHost  = "db-1"
+	EdgeHost  = "bastion-1"
+	APIServer = "system.slice/api-server.service"
+	Webhook   = "system.slice/webhook.service"
+	Postgres  = "system.slice/postgresql.service"
+	Bastion   = "system.slice/admin-tools.service"
+	Stranger  = "system.slice/stranger.service" // no workload
 )
 
 // Workloads is the part of the demo's policy that declares who is who; it grants nothing.
@@ -105,21 +104,34 @@ func (d *Demo) StartPostgres(ctx context.Context) error {
 	if err := os.Chown(dir, uid, gid); err != nil {
 		return fmt.Errorf("make database folder: %w", err)
 	}
+	bin, err := postgresBin()
+	if err != nil {
+		return err
+	}
 	opts := netlab.Opts{Cgroup: Postgres, UID: uid, GID: gid, Dir: dir, Env: []string{"LC_ALL=C", "PATH=/usr/bin:/bin"}}
 	data := filepath.Join(dir, "data")
-	if _, err := d.Data.Host.Command(ctx, opts, filepath.Join(postgresBin, "initdb"), "-D", data, "-A", "trust", "--no-sync").Output(); err != nil {
+	if _, err := d.Data.Host.Command(ctx, opts, filepath.Join(bin, "initdb"), "-D", data, "-A", "trust", "--no-sync").Output(); err != nil {
 		return fmt.Errorf("make database: %w", err)
 	}
 	hba := "local all all trust\nhost all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n"
 	if err := os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte(hba), 0o600); err != nil {
 		return fmt.Errorf("configure database: %w", err)
 	}
-	d.PG = d.Data.Host.Command(context.WithoutCancel(ctx), opts, filepath.Join(postgresBin, "postgres"), "-D", data,
+	d.PG = d.Data.Host.Command(context.WithoutCancel(ctx), opts, filepath.Join(bin, "postgres"), "-D", data,
 		"-c", "listen_addresses=*", "-c", "unix_socket_directories="+dir, "-c", "fsync=off")
 	if err := d.PG.Start(); err != nil {
 		return err
 	}
 	return d.PG.WaitFor(ctx, "ready to accept connections")
+}
+
+// postgresBin finds the server's programs: Debian keeps them below a folder of the version.
+func postgresBin() (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil || len(found) == 0 {
+		return "", fmt.Errorf("no PostgreSQL server below /usr/lib/postgresql (run deploy/setup.sh): %w", errors.Join(err, os.ErrNotExist))
+	}
+	return found[len(found)-1], nil
 }
 
 // PSQL runs psql on a host, inside a cgroup, against the database.
