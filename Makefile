@@ -32,11 +32,12 @@ check: ## formatting, vet, staticcheck, govulncheck, generated files, house rule
 check-generated: ## fail when a generated file is not what its source gives
 	integration/house/check-generated.sh
 
+# One package at a time: hosts, tunnels and kill loops of several at once would measure each other on two cores.
 test: deps $(TESTSUM) ## run every test that this machine can run, and say what it could not
-	go test -json -count=1 -timeout 20m ./... | $(TESTSUM)
+	go test -p 1 -json -count=1 -timeout 20m ./... | $(TESTSUM)
 
 race: deps $(TESTSUM) ## the same under the race detector
-	go test -race -json -count=1 -timeout 30m ./... | $(TESTSUM)
+	go test -p 1 -race -json -count=1 -timeout 30m ./... | $(TESTSUM)
 
 test-vm: ## tests on other kernels, in guests
 	@echo "not built yet: QEMU guests come with the complete kernel dataplane" >&2; exit 1
