@@ -58,6 +58,7 @@ type facts struct {
 
 	enrolled chan struct{} // closed when there is an identity
 	ready    chan struct{} // one slot: the overlay ranges are known, or the switch moved
+	grown    chan struct{} // one slot: a snapshot was taken in
 
 	mu       sync.Mutex
 	held     *codec.Held
@@ -95,6 +96,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		a.file = flowlog.NewFile(cfg.FlowLog.File, log)
 	}
 	a.enrolled, a.ready, a.release = make(chan struct{}), make(chan struct{}, 1), make(chan chan error)
+	a.grown = make(chan struct{}, 1)
 	a.warnings = map[string]string{}
 	switch {
 	case err == nil && real != a.root:
@@ -128,9 +130,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		g.Go("flowlog.file", func(ctx context.Context) error { return a.file.Run(ctx, a.flows) })
 	}
 	g.Go("clock", func(ctx context.Context) error { return watchClock(ctx, a.clockJumped) })
+	g.Go("memory", func(ctx context.Context) error { return a.trimMemory(ctx, freeMemory) })
 	if id.Enrolled() {
 		a.admit(id)
 	}
+	a.took() // a start counts as one
 	g.Go("agent", a.live)
 	return g.Wait() //nolint:wrapcheck // tasks name themselves
 }
@@ -308,7 +312,7 @@ func (a *Agent) coordinators() []string {
 
 func (a *Agent) clockJumped(by time.Duration) {
 	a.log.Warn("the clock was set, or this host slept", "by", by)
-	a.rec.Kick()
+	a.rec.Anew()
 	if r := a.rotator.Load(); r != nil {
 		r.Kick()
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,48 @@ func (r *rig) until(what string, ok func(localapi.Status) bool) localapi.Status 
 }
 
 func running(s localapi.Status) bool { return s.State == localapi.StateRunning && s.Peers.Total == 1 }
+
+// TestTokenThatOthersCanReadIsRefused: nothing is sent, so the token can still be used.
+func TestTokenThatOthersCanReadIsRefused(t *testing.T) {
+	for _, mode := range []os.FileMode{0o640, 0o604} {
+		r := newRig(t)
+		if err := os.Chmod(r.cfg.JoinTokenFile, mode); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		err := r.exits()
+		if err == nil || !strings.Contains(err.Error(), "can read the token") || !strings.Contains(err.Error(), "chmod 600 "+r.cfg.JoinTokenFile) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("mode %o: %v", mode, err)
+		}
+	}
+}
+
+func TestWhatIsNotServedIsAWarning(t *testing.T) {
+	r := newRig(t)
+	r.coord.Publish(sessiontest.Sample(t, 1, time.Now()))
+	r.start()
+	s := r.until("running", running)
+	if len(s.NotServed) != 2 {
+		t.Fatalf("not served: %q", s.NotServed)
+	}
+	for _, n := range s.NotServed {
+		if !slices.Contains(s.Warnings, n) {
+			t.Errorf("%q is not among the warnings %q", n, s.Warnings)
+		}
+	}
+}
+
+// TestClockJumpIsToldToTheKernel, whose stamps were made from the clock as it was.
+func TestClockJumpIsToldToTheKernel(t *testing.T) {
+	r := newRig(t)
+	r.coord.Publish(sessiontest.Sample(t, 1, time.Now()))
+	r.start()
+	r.until("running", running)
+	count := func() (n int) { _ = r.kernel.do(func() { n = r.kernel.enforced }); return n }
+	before := count()
+	r.agent.clockJumped(time.Hour)
+	r.until("enforced again", func(localapi.Status) bool { return count() > before })
+}
 
 func TestJoinRunAndStop(t *testing.T) {
 	r := newRig(t)

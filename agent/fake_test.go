@@ -21,6 +21,7 @@ type kernel struct {
 	opened    int // in all
 	released  int
 	view      *policy.View
+	enforced  int // Views
 	down      bool
 	peers     map[key.Public]mesh.Peer
 	report    func(flow.Observation)
@@ -61,7 +62,7 @@ type fakePlane struct{ k *kernel }
 
 func (p *fakePlane) UpdateHost(context.Context, mesh.Self, []netip.Addr) error { return nil }
 func (p *fakePlane) Enforce(_ context.Context, v *policy.View) error {
-	return p.k.do(func() { p.k.view, p.k.down = v, false })
+	return p.k.do(func() { p.k.view, p.k.down, p.k.enforced = v, false, p.k.enforced+1 })
 }
 func (p *fakePlane) DenyAll(context.Context) error { return p.k.do(func() { p.k.down = true }) }
 func (p *fakePlane) UpdatePeer(_ context.Context, peer mesh.Peer) error {

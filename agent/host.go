@@ -60,6 +60,7 @@ func (h host) Keep(held *codec.Held) error {
 
 // Apply hands a snapshot to the reconciler, with the cgroups of its workloads, and waits until it was tried.
 func (h host) Apply(ctx context.Context, held *codec.Held) error {
+	defer h.took()
 	h.flows.SetNames(flowlog.NamesOf(&held.Snapshot))
 	match := h.watcher.Look(workloadsOf(&held.Snapshot))
 	h.mu.Lock()
@@ -104,10 +105,12 @@ func (h host) Hints(news map[string][]netip.AddrPort) {
 // compareSeen finds out whether this host is behind NAT: the coordinator saw it at an address that it does not have. It
 // cannot be told before the dataplane is open.
 func (a *Agent) compareSeen() {
-	if a.opened() == nil {
-		return
+	if a.opened() != nil {
+		a.compareSeenWith(a.candidates())
 	}
-	own := a.candidates()
+}
+
+func (a *Agent) compareSeenWith(own []netip.AddrPort) {
 	a.mu.Lock()
 	seen := slices.DeleteFunc(slices.Clone(a.reached), func(e netip.AddrPort) bool { return slices.Contains(own, e) })
 	changed := !slices.Equal(seen, a.seen)
@@ -260,13 +263,14 @@ func (a *Agent) watchEndpoints(ctx context.Context) error {
 	var last []netip.AddrPort
 	var saved map[string][]netip.AddrPort
 	for {
-		if now := a.candidates(); !slices.Equal(now, last) {
-			last = now
+		own := a.candidates()
+		if !slices.Equal(own, last) {
+			last = own
 			if c := a.client.Load(); c != nil {
 				c.Announce()
 			}
 		}
-		a.compareSeen()
+		a.compareSeenWith(own)
 		if now := a.worthKeeping(); len(now) > 0 && !maps.EqualFunc(now, saved, slices.Equal[[]netip.AddrPort]) {
 			if err := a.dir.SaveHints(now); err != nil {
 				a.log.Warn("endpoints are not kept", "error", err)

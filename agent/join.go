@@ -50,8 +50,12 @@ func (a *Agent) tokenFromFile() (identity.JoinToken, error) {
 	if err != nil {
 		return identity.JoinToken{}, fmt.Errorf("join_token_file: %w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		a.warn("join_token_file", fmt.Sprintf("join_token_file %s has mode %04o: whoever could read it could have joined in this host's place; run chmod 600 %s", path, info.Mode().Perm(), path))
+	if !info.Mode().IsRegular() {
+		return identity.JoinToken{}, fmt.Errorf("join_token_file: %s is not a file", path)
+	}
+	// Whoever reads it can join in this host's place, perhaps has already: nothing is sent, so that somebody looks.
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return identity.JoinToken{}, fmt.Errorf("join_token_file %s has mode %04o, so others on this host can read the token: make a new token, then run: chmod 600 %s", path, mode, path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxTokenFile))
 	if err != nil {

@@ -36,7 +36,7 @@ func (a *Agent) Status() localapi.Status {
 	for _, topic := range slices.Sorted(maps.Keys(a.warnings)) {
 		s.Warnings = append(s.Warnings, a.warnings[topic])
 	}
-	s.Warnings = append(s.Warnings, a.match.Warnings...)
+	s.Warnings = append(append(s.Warnings, a.match.Warnings...), s.NotServed...) // people read the warnings
 	pending, position := a.pending, a.position
 	a.mu.Unlock()
 	now := time.Now()

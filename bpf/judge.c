@@ -124,12 +124,13 @@ static __always_inline __u8 own_end(const struct judge *j, const struct ends *e)
 	return addr_local(e->src) && e->src->number == j->owner ? REASON_NONE : REASON_SPOOFED_SOURCE;
 }
 
-/* quoted is step 8. The error must travel against the packet that it quotes; it opens and refreshes nothing. */
+/* quoted is step 8. The error must travel against the packet that it quotes; it opens and refreshes nothing. The overlay
+ * has no routers, so one that arrives comes from the very host that the quoted packet was sent to. */
 static __always_inline void quoted(struct judge *j, const struct ends *e, struct tuple *quote)
 {
 	struct conn *c;
 
-	if (!ip_equal(&quote->src, &j->p.tuple.dst)) {
+	if (!ip_equal(&quote->src, &j->p.tuple.dst) || (!is_egress(j->hook) && !ip_equal(&quote->dst, &j->p.tuple.src))) {
 		deny(j, e, REASON_CT_INVALID, 0);
 		return;
 	}
@@ -473,6 +474,7 @@ static __always_inline bool judge_packet(struct __sk_buff *skb, const __u8 hook)
 
 #include "lib/calls.h"
 #include "lib/guard.h"
+#include "lib/sockopt.h"
 
 SEC("cgroup_skb/egress")
 int egress(struct __sk_buff *skb)
@@ -544,6 +546,12 @@ SEC("cgroup/bind6")
 int bind6(struct bpf_sock_addr *ctx)
 {
 	return judge_bind6(ctx);
+}
+
+SEC("cgroup/setsockopt")
+int setsockopt(struct bpf_sockopt *ctx)
+{
+	return judge_setsockopt(ctx) ? PASS_CG : DROP_CG;
 }
 
 struct sweep {

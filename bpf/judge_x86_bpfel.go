@@ -231,6 +231,7 @@ const (
 	JudgeProgLoEgress      = "lo_egress"
 	JudgeProgSendmsg4      = "sendmsg4"
 	JudgeProgSendmsg6      = "sendmsg6"
+	JudgeProgSetsockopt    = "setsockopt"
 	JudgeProgSweep         = "sweep"
 	JudgeProgTunnelEgress  = "tunnel_egress"
 	JudgeProgTunnelIngress = "tunnel_ingress"
@@ -290,6 +291,7 @@ type JudgeProgramSpecs struct {
 	LoEgress      *ebpf.ProgramSpec `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	Setsockopt    *ebpf.ProgramSpec `ebpf:"setsockopt"`
 	Sweep         *ebpf.ProgramSpec `ebpf:"sweep"`
 	TunnelEgress  *ebpf.ProgramSpec `ebpf:"tunnel_egress"`
 	TunnelIngress *ebpf.ProgramSpec `ebpf:"tunnel_ingress"`
@@ -394,6 +396,7 @@ type JudgePrograms struct {
 	LoEgress      *ebpf.Program `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.Program `ebpf:"sendmsg6"`
+	Setsockopt    *ebpf.Program `ebpf:"setsockopt"`
 	Sweep         *ebpf.Program `ebpf:"sweep"`
 	TunnelEgress  *ebpf.Program `ebpf:"tunnel_egress"`
 	TunnelIngress *ebpf.Program `ebpf:"tunnel_ingress"`
@@ -411,6 +414,7 @@ func (p *JudgePrograms) Close() error {
 		p.LoEgress,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.Setsockopt,
 		p.Sweep,
 		p.TunnelEgress,
 		p.TunnelIngress,

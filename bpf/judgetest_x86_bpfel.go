@@ -212,6 +212,7 @@ const (
 	JudgeTestProgLoEgress      = "lo_egress"
 	JudgeTestProgSendmsg4      = "sendmsg4"
 	JudgeTestProgSendmsg6      = "sendmsg6"
+	JudgeTestProgSetsockopt    = "setsockopt"
 	JudgeTestProgSweep         = "sweep"
 	JudgeTestProgTestBind      = "test_bind"
 	JudgeTestProgTestConnect   = "test_connect"
@@ -273,6 +274,7 @@ type JudgeTestProgramSpecs struct {
 	LoEgress      *ebpf.ProgramSpec `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	Setsockopt    *ebpf.ProgramSpec `ebpf:"setsockopt"`
 	Sweep         *ebpf.ProgramSpec `ebpf:"sweep"`
 	TestBind      *ebpf.ProgramSpec `ebpf:"test_bind"`
 	TestConnect   *ebpf.ProgramSpec `ebpf:"test_connect"`
@@ -382,6 +384,7 @@ type JudgeTestPrograms struct {
 	LoEgress      *ebpf.Program `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.Program `ebpf:"sendmsg6"`
+	Setsockopt    *ebpf.Program `ebpf:"setsockopt"`
 	Sweep         *ebpf.Program `ebpf:"sweep"`
 	TestBind      *ebpf.Program `ebpf:"test_bind"`
 	TestConnect   *ebpf.Program `ebpf:"test_connect"`
@@ -401,6 +404,7 @@ func (p *JudgeTestPrograms) Close() error {
 		p.LoEgress,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.Setsockopt,
 		p.Sweep,
 		p.TestBind,
 		p.TestConnect,

@@ -180,7 +180,9 @@ func TestConfigRefusals(t *testing.T) {
 		"store: postgres://u@h/db":                "PostgreSQL is not built yet",
 		"store: mysql":                            "sqlite",
 		"export: [{name: a}]":                     "export",
-		"listen: {metrics: \"127.0.0.1:7490\"}":   "metrics",
+		"listen: {metrics: \"127.0.0.1:7491\"}":   "metrics are not built yet",
+		"listen: {metrics: \"0.0.0.0:7490\"}":     "listen.metrics",
+		"overlay: {ipv4: 100.64.0.0/16}":          "Tailscale",
 		"listen: {api: \"0.0.0.0:7480\"}":         "tls.cert",
 		"listen: {api: \":7480\"}":                "tls.cert",
 		"listen: {api: nowhere}":                  "listen.api",
@@ -215,9 +217,97 @@ func TestExampleConfig(t *testing.T) {
 	}
 }
 
+// The example of the contract, section 1, as it stands there.
+const contractExample = `
+# /etc/signet/coordinator.yaml
+trust_domain: settler.example
+data_dir: /var/lib/signet-coordinator
+listen:
+  agents: 0.0.0.0:7443        # gRPC, TLS 1.3
+  api: 127.0.0.1:7480         # web API and UI; TLS when tls.cert is set, refused on a non-loopback address without
+  metrics: 127.0.0.1:7490     # Prometheus
+store: sqlite                 # or postgres://user@host/db?sslmode=verify-full
+overlay: {ipv4: 198.18.0.0/15, ipv6: auto}   # ipv6: a /48 derived from the trust domain. Refused, culprit named, where it overlaps a host's routes,
+                                             # addresses or another overlay's filter (Tailscale drops foreign 100.64.0.0/10)
+lease: 24h                    # life of Bindings and snapshots; renewed at half-life; never tied to the SVID's life
+key_file: /etc/signet/coordinator.key   # encrypts authority keys at rest; outside data_dir, 0600, or a systemd credential, or PKCS#11 (later)
+svid: {x509_ttl: 1h, jwt_ttl: 5m}
+export: []                    # SIEM sinks, see 6
+`
+
+func TestTheContractsExampleParses(t *testing.T) {
+	cfg, err := ParseConfig("coordinator.yaml", []byte(contractExample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.TrustDomain != "settler.example" || cfg.Lease != 24*time.Hour || cfg.KeyFile != DefaultKeyFile || cfg.Overlay != (Overlay{DefaultPool4, ipv6Auto}) {
+		t.Errorf("%+v", cfg)
+	}
+	if got := cfg.notServed(); len(got) != 1 || got[0] != "metrics: not built yet; nothing listens at 127.0.0.1:7490" {
+		t.Errorf("reported: %q", got)
+	}
+	if got := DefaultConfig().notServed(); len(got) != 0 {
+		t.Errorf("without the key: %q", got)
+	}
+}
+
+func TestWhatIsNotServedIsLoggedOnce(t *testing.T) {
+	o := initOptions(t)
+	if _, err := Init(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := ConfigFor(o.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Listen.Metrics = DefaultMetrics
+	ctx, cancel := context.WithCancel(t.Context())
+	var log strings.Builder
+	if err := Serve(ctx, cfg, slog.New(slog.NewTextHandler(&log, nil)), func(Running) { cancel() }); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log.String(), "metrics: not built yet; nothing listens at 127.0.0.1:7490"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	for line, want := range map[string]string{
+		"Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT": "",
+		"eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0":                                    "0.0.0.0/0 eth0",
+		"tun0 000012C6 00000000 0001 0 0 0 0000FEFF 0 0 0":                                    "198.18.0.0/15 tun0",
+		"*    0000000A 00000000 0201 0 0 0 000000FF 0 0 0":                                    "",
+		"eth0 xyz 0 0 0 0 0 0": "",
+	} {
+		checkRoute(t, line, want, route4)
+	}
+	const none = "00000000000000000000000000000000"
+	for line, want := range map[string]string{
+		"fd000000000000000000000000000000 40 " + none + " 00 " + none + " 00000100 00000001 00000000 00000001 eth0": "fd00::/64 eth0",
+		"fd000000000000000000000000000000 08 " + none + " 00 " + none + " 00000100 00000001 00000000 00200200 lo":   "",
+		"fd00 40": "",
+	} {
+		checkRoute(t, line, want, route6)
+	}
+	if err := addRoutes(map[netip.Prefix]string{}); err != nil { // of this machine
+		t.Error(err)
+	}
+}
+
+func checkRoute(t *testing.T, line, want string, parse func([]string) (netip.Prefix, string, bool)) {
+	t.Helper()
+	got := ""
+	if p, dev, ok := parse(strings.Fields(line)); ok {
+		got = p.String() + " " + dev
+	}
+	if got != want {
+		t.Errorf("%s: %q, want %q", line, got, want)
+	}
+}
+
 func TestPools(t *testing.T) {
 	for pool, ok := range map[string]bool{
-		"198.18.0.0/15": true, "10.0.0.0/8": true, "100.64.0.0/24": true,
+		"198.18.0.0/15": true, "10.0.0.0/8": true, "100.128.0.0/16": true, "100.64.0.0/24": false, "100.64.0.0/10": false, "100.96.0.0/12": false, "100.0.0.0/8": false,
 		"0.0.0.0/0": false, "10.0.0.0/25": false, "127.0.0.0/8": false, "224.0.0.0/8": false, "240.0.0.0/8": false, "169.254.0.0/16": false,
 		"10.0.0.1/8": false, "fd00::/48": false, "10.0.0.0": false, "": false, "0.0.0.0/8": false,
 	} {

@@ -44,9 +44,16 @@ func reserved() []netip.Prefix {
 	}
 }
 
+// tailscale is the range that its filter takes for its own: on a host that runs it, packets of that range that come by
+// another device are dropped (contract, section 1).
+var tailscale = netip.MustParsePrefix("100.64.0.0/10")
+
 func checkPool(p netip.Prefix) error {
 	if p != p.Masked() {
 		return fmt.Errorf("range %s has host bits set, did you mean %s?", p, p.Masked())
+	}
+	if p.Overlaps(tailscale) {
+		return fmt.Errorf("range %s overlaps %s: on a host with Tailscale, its filter drops what comes from there by another device; use for example %s", p, tailscale, DefaultPool4)
 	}
 	for _, r := range reserved() {
 		if p.Overlaps(r) {
@@ -56,8 +63,7 @@ func checkPool(p netip.Prefix) error {
 	return nil
 }
 
-// ownNetworks lists the networks of this host's addresses. Signet's own devices do not count: the host may be in the
-// mesh itself.
+// ownNetworks lists the networks of this host's addresses and routes. Signet's own device does not count.
 func ownNetworks() (map[netip.Prefix]string, error) {
 	ifs, err := net.Interfaces()
 	if err != nil {
@@ -65,7 +71,7 @@ func ownNetworks() (map[netip.Prefix]string, error) {
 	}
 	out := map[netip.Prefix]string{}
 	for _, i := range ifs {
-		if i.Name == "signet0" {
+		if i.Name == ownDevice {
 			continue
 		}
 		addrs, err := i.Addrs()
@@ -78,7 +84,7 @@ func ownNetworks() (map[netip.Prefix]string, error) {
 			}
 		}
 	}
-	return out, nil
+	return out, addRoutes(out)
 }
 
 // checkOverlap refuses a range that this host reaches in another way, and names the culprit.

@@ -76,6 +76,9 @@ func Serve(ctx context.Context, cfg Config, log *slog.Logger, ready func(Running
 	if err != nil {
 		return errors.Join(err, agents.Close(), web.Close())
 	}
+	for _, line := range cfg.notServed() {
+		log.Warn(line)
+	}
 	if ready != nil {
 		cur := p.publisher.Current()
 		ready(Running{TrustDomain: cur.State.TrustDomain.String(), Agents: agents.Addr(), API: web.Addr(), Epoch: cur.Epoch, Nodes: len(cur.Nodes)})

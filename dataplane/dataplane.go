@@ -87,8 +87,9 @@ type Dataplane struct {
 	tunnel *tunnel.Userspace
 	judge  *enforce.Enforcer
 
-	host hostState
-	mu   sync.Mutex // guards peers, and that they reach the tunnel in order
+	host  hostState
+	hooks string     // what Repair told last of hooks that it cannot attach; only its goroutine has it
+	mu    sync.Mutex // guards peers, and that they reach the tunnel in order
 	// peers holds what was last said of each peer: two methods say it.
 	peers map[key.Public]tunnel.Peer
 }
@@ -145,13 +146,23 @@ func enforceConfig(cfg Config) enforce.Config {
 	return enforce.Config{BPFFS: cfg.BPFFS, CgroupRoot: cfg.CgroupRoot, Overlay4: cfg.Overlay4, Overlay6: cfg.Overlay6, Logger: cfg.Logger}
 }
 
-// guardLinks attaches the guard to every device that is neither the tunnel nor loopback.
+// guardLinks attaches the guard to every device that is neither the tunnel nor loopback, and forgets the guards of
+// devices that are gone: on a host of containers they come and go for ever.
 func (d *Dataplane) guardLinks() error {
+	guards := d.judge.Guards() // first, so that no device is younger than the list of links
 	links, err := link.Links()
 	if err != nil {
 		return err
 	}
 	var errs []error
+	for _, index := range guards {
+		if slices.ContainsFunc(links, func(l link.Info) bool { return l.Index == index }) {
+			continue
+		}
+		if err := d.judge.DetachGuard(index); err != nil {
+			errs = append(errs, fmt.Errorf("forget the guard of device %d: %w", index, err))
+		}
+	}
 	for _, l := range links {
 		if l.Loopback || l.Name == d.cfg.Interface {
 			continue

@@ -32,7 +32,7 @@ func (d *Dataplane) Observe(ctx context.Context, report func(flow.Observation)) 
 func observation(e enforce.Event, v *policy.View) flow.Observation {
 	o := flow.Observation{
 		Event: eventNames[e.Kind], At: e.Time, FlowID: e.Flow.Random, Tuple: e.Tuple, Verdict: e.Verdict, Reason: e.Reason, Rule: e.Rule,
-		Src: e.Src, Dst: e.Dst, Cgroup: e.Local.Cgroup, UID: e.Local.UID, Start: e.Began, Lost: e.LostBefore,
+		Src: e.Src, Dst: e.Dst, Cgroup: e.Local.Cgroup, UID: e.Local.UID, PID: e.Local.PID, Start: e.Began, Lost: e.LostBefore,
 		PacketsOut: e.Sent.Packets, PacketsIn: e.Received.Packets, BytesOut: e.Sent.Bytes, BytesIn: e.Received.Bytes,
 		Local: side(e, v),
 	}
@@ -89,7 +89,7 @@ func (d *Dataplane) Peers() ([]PeerStatus, error) {
 // unguarded is what this version does not do on any host; status shows it, because nothing may be silently weaker.
 var unguarded = []string{
 	"not guarded yet: processes outside cgroup_root and containers in network namespaces of their own have no identity, and are refused rather than judged",
-	"not guarded yet: raw packet sockets with queue bypass are stopped at the tunnel without a record",
+	"not guarded: a process outside cgroup_root that has CAP_NET_RAW can send past the judge at the tunnel, by a packet socket with PACKET_QDISC_BYPASS or by AF_XDP; below cgroup_root both are refused",
 	"not built yet: connections that are taken back stop at once, but their programs see a timeout instead of a reset",
 	"not built yet: IP fragments inside the tunnel are dropped with reason FRAGMENT",
 }

@@ -176,6 +176,30 @@ func TestWatcherOnCgroups(t *testing.T) {
 	}
 }
 
+// TestScanIsRareOnlyWhereAllIsWatched: an idle host looks at its cgroups every few seconds, one that cannot watch them
+// each second.
+func TestScanIsRareOnlyWhereAllIsWatched(t *testing.T) {
+	root := t.TempDir()
+	mkdir(t, root, "/system.slice")
+	in, err := newInotify()
+	must(t, err)
+	defer in.close()
+	one := []mesh.Workload{workload(t, 300, "unit:api.service"), workload(t, 301, "cgroup:/not/there/yet")}
+	if !in.watch(root, one) || scanUnder < 5*time.Second {
+		t.Errorf("a watched tree is scanned every %v", scanUnder)
+	}
+	if in.watch(filepath.Join(root, "gone"), one) {
+		t.Error("a root that is not there counts as watched")
+	}
+	var many []mesh.Workload
+	for i := range identity.Number(maxWatches + 1) {
+		many = append(many, workload(t, 300+i, fmt.Sprintf("cgroup:/d%d/s", i)))
+	}
+	if in.watch(root, many) || (*inotify)(nil).watch(root, one) {
+		t.Error("what is not watched counts as watched")
+	}
+}
+
 func watcherSuite(t *testing.T, root string) {
 	t.Helper()
 	w := NewWatcher(root, slog.New(slog.DiscardHandler))

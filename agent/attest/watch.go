@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,12 +21,15 @@ import (
 )
 
 const (
-	// maxWatches bounds the directories that are watched. Beyond it changes are seen by the scan, within a second.
+	// maxWatches bounds the directories that are watched. Beyond it changes are seen by the scan, within scanAlone.
 	maxWatches = 1024
 	// settle gathers the events of one change, so that a service that starts costs one look.
 	settle = 10 * time.Millisecond
-	// rescan is the safety net under inotify, which may lose events.
-	rescan = time.Second
+	// scanUnder is the safety net under inotify, which sees every change of what it watches: a host that has nothing to
+	// do should do nothing.
+	scanUnder = 5 * time.Second
+	// scanAlone is how often is looked where not every directory can be watched.
+	scanAlone = time.Second
 )
 
 // Watcher looks at the host again whenever the tree of cgroups or the workloads change.
@@ -73,21 +78,25 @@ func (w *Watcher) Run(ctx context.Context, report func(Result)) error {
 	g := task.New(ctx)
 	g.Go("attest.inotify", func(context.Context) error { in.read(w.poke); return nil })
 	defer func() { in.close(); _ = g.Wait() }() // closing ends the reader
-	ticker := time.NewTicker(rescan)
-	defer ticker.Stop()
+	timer := time.NewTimer(scanAlone)
+	defer timer.Stop()
 	var last Result
 	for first := true; ; first = false {
 		workloads := w.current()
 		// Watches before the look: what changes in between is an event that leads to another look.
-		in.watch(w.root, workloads)
+		every := scanAlone
+		if in.watch(w.root, workloads) {
+			every = scanUnder
+		}
 		if now := Resolve(w.root, workloads); first || !now.Equal(last) {
 			last = now
 			report(now)
 		}
+		timer.Reset(every)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-ticker.C:
+		case <-timer.C:
 		case <-w.wake:
 			if err := pause(ctx, settle); err != nil {
 				return err
@@ -145,10 +154,10 @@ func (in *inotify) read(changed func()) {
 }
 
 // watch makes the watched set the existing directories above each wanted one, so that the wanted one's coming and going
-// are seen, and those of its parents.
-func (in *inotify) watch(root string, workloads []mesh.Workload) {
+// are seen, and those of its parents. It reports whether all of them are watched.
+func (in *inotify) watch(root string, workloads []mesh.Workload) (whole bool) {
 	if in == nil {
-		return
+		return false
 	}
 	want := map[string]bool{root: true}
 	for _, wl := range workloads {
@@ -162,12 +171,16 @@ func (in *inotify) watch(root string, workloads []mesh.Workload) {
 	}
 	raw, err := in.file.SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
-	_ = raw.Control(func(fd uintptr) { in.update(int(fd), want) })
+	err = raw.Control(func(fd uintptr) { whole = in.update(int(fd), want) })
+	_, top := in.watches[root] // nothing above it would tell that it came
+	return whole && top && err == nil && len(want) < maxWatches
 }
 
-func (in *inotify) update(fd int, want map[string]bool) {
+// update reports whether every directory that is there is watched.
+func (in *inotify) update(fd int, want map[string]bool) (whole bool) {
+	whole = true
 	for dir, wd := range in.watches {
 		if !want[dir] {
 			// Fails when the kernel has dropped the watch with its directory.
@@ -176,13 +189,17 @@ func (in *inotify) update(fd int, want map[string]bool) {
 		}
 	}
 	const mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVE | unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_ONLYDIR | unix.IN_DONT_FOLLOW
-	for dir := range want {
+	// The outer ones first: an inner one that appears in between is an event of the outer one.
+	for _, dir := range slices.Sorted(maps.Keys(want)) {
 		// Adding again is cheap and renews the watch of a directory that was made anew under its old name.
 		wd, err := unix.InotifyAddWatch(fd, strings.TrimSuffix(dir, "/"), mask)
 		if err != nil {
 			delete(in.watches, dir)
+			// One that is not there yet is seen coming by the watch of its parent.
+			whole = whole && errors.Is(err, unix.ENOENT)
 			continue
 		}
 		in.watches[dir] = wd
 	}
+	return whole
 }

@@ -1,6 +1,7 @@
 package flowlog
 
 import (
+	"cmp"
 	"crypto/sha1" // #nosec: Community ID is defined over SHA-1; nothing is secured by it
 	"encoding/base64"
 	"encoding/binary"
@@ -16,6 +17,7 @@ import (
 // Names is what the numbers of one snapshot stand for. It is immutable.
 type Names struct {
 	Revision uint64
+	own      string // node of the snapshot
 	ids      map[identity.Number]identity.ID
 	rules    map[uint32]string
 	nodes    map[netip.Addr]string // who has an address
@@ -27,7 +29,7 @@ func NamesOf(s *mesh.Snapshot) *Names {
 	if s == nil {
 		return n
 	}
-	n.Revision, n.rules = s.Manifest.PolicyRevision, s.Rules
+	n.Revision, n.rules, n.own = s.Manifest.PolicyRevision, s.Rules, s.Self.Node
 	add := func(num identity.Number, id identity.ID, node string, addrs []netip.Addr) {
 		n.ids[num] = id
 		for _, a := range addrs {
@@ -65,13 +67,26 @@ func decorate(o flow.Observation, n *Names, node, unit string) flow.Record {
 			r.Rule = "rule-" + strconv.FormatUint(uint64(o.Rule), 10)
 		}
 	}
-	switch o.Local {
-	case "src", "local":
-		r.Src.Unit = unit
-	case "dst":
-		r.Dst.Unit = unit
-	}
+	n.local(&r, o, cmp.Or(n.own, node), unit)
 	return r
+}
+
+// local fills in what the host knows of its own ends without a snapshot. The socket is the source's where both ends are
+// here. A connection that was refused before it had a source address has none in the record, and no Community ID: one
+// of an address that nobody sent from would join it with nothing.
+func (n *Names) local(r *flow.Record, o flow.Observation, node, unit string) {
+	switch o.Local {
+	case "src":
+		r.Src.Node, r.Src.Unit, r.Src.PID = node, unit, o.PID
+	case "local":
+		r.Src.Node, r.Src.Unit, r.Src.PID = node, unit, o.PID
+		r.Dst.Node = node
+	case "dst":
+		r.Dst.Node, r.Dst.Unit, r.Dst.PID = node, unit, o.PID
+	}
+	if o.Tuple.Src.Addr().IsUnspecified() {
+		r.Src.IP, r.Src.Port, r.CommunityID = netip.Addr{}, 0, ""
+	}
 }
 
 func (n *Names) end(num identity.Number, at netip.AddrPort) flow.End {

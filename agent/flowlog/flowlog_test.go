@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,13 +54,42 @@ func TestDecorate(t *testing.T) {
 	}
 	unknown := observation()
 	unknown.Src, unknown.Rule, unknown.Reason, unknown.Verdict = 4242, 99, flow.UnknownPeer, flow.Deny
-	unknown.Tuple.Src = netip.MustParseAddrPort("198.18.9.9:1")
+	unknown.Tuple.Src, unknown.Local = netip.MustParseAddrPort("198.18.9.9:1"), "dst" // somebody elsewhere
 	l.Observe(unknown)
 	if r := l.Recent()[1]; !r.Src.ID.IsZero() || r.Src.Zone != "" || r.Src.Node != "" || r.Rule != "rule-99" || r.Seq != 2 {
 		t.Errorf("unknown: %+v", r)
 	}
 	if _, err := json.Marshal(r); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDeniedConnectHasNoSource: the kernel refuses a connect before it has chosen a source.
+func TestDeniedConnectHasNoSource(t *testing.T) {
+	for _, any := range []string{"0.0.0.0:0", "[::]:4000"} {
+		l, o := newLog(t), observation()
+		o.Event, o.Verdict, o.Reason, o.PID, o.Tuple.Src = flow.EventDeny, flow.Deny, flow.UnknownPeer, 4711, netip.MustParseAddrPort(any)
+		l.Observe(o)
+		r := l.Recent()[0]
+		if r.Src.IP.IsValid() || r.Src.Port != 0 || r.CommunityID != "" || r.Src.Node != "api-1" || r.Src.PID != 4711 || r.Dst.PID != 0 || r.Dst.Node != "db-1" {
+			t.Errorf("%s: %+v, Community ID %q", any, r, r.CommunityID)
+		}
+		text, err := json.Marshal(r.Src)
+		if err != nil || strings.Contains(string(text), `"ip"`) || strings.Contains(string(text), `"port"`) {
+			t.Errorf("%s, %v", text, err)
+		}
+	}
+}
+
+// TestOwnEndsHaveTheirNode although no snapshot names their addresses.
+func TestOwnEndsHaveTheirNode(t *testing.T) {
+	for local, want := range map[string][2]string{"src": {"api-1", ""}, "dst": {"", "api-1"}, "local": {"api-1", "api-1"}, "": {"", ""}} {
+		l, o := New("api-1", func(uint64) string { return "" }), observation()
+		o.Local = local
+		l.Observe(o)
+		if r := l.Recent()[0]; r.Src.Node != want[0] || r.Dst.Node != want[1] || r.CommunityID == "" {
+			t.Errorf("%q: from %q to %q", local, r.Src.Node, r.Dst.Node)
+		}
 	}
 }
 

@@ -93,6 +93,11 @@ func (f *fakeTarget) set(call string, err error) {
 
 func start(t *testing.T, f *fakeTarget, mode reconcile.OnLeaseEnd) *reconcile.Reconciler {
 	t.Helper()
+	return startOn(t, f, mode)
+}
+
+func startOn(t *testing.T, f reconcile.Target, mode reconcile.OnLeaseEnd) *reconcile.Reconciler {
+	t.Helper()
 	r := reconcile.New(f, mode, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -84,6 +84,7 @@ type shared struct {
 	mu      sync.Mutex
 	input   Input
 	version uint64 // of input
+	anew    bool   // see Anew
 	done    uint64 // version of the last pass
 	passed  chan struct{}
 	status  Status
@@ -95,6 +96,10 @@ type applied struct {
 	addrs []netip.Addr
 	view  *policy.View
 	down  bool // view was made real by DenyAll
+	// shut: everything is denied because the View could not be enforced.
+	shut bool
+	// until is when something that view says begins or ends; see stale.
+	until time.Time
 	peers map[key.Public]mesh.Peer
 	// keepalive holds the intervals that were set; absent means none.
 	keepalive map[key.Public]time.Duration
@@ -127,6 +132,15 @@ func (r *Reconciler) Kick() {
 	case r.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Anew makes the next pass give the judge its View again although it is the same one: the kernel judges by stamps of its
+// own clock, which are made from the wall clock when a View is enforced, and the wall clock was set.
+func (r *Reconciler) Anew() {
+	r.in.mu.Lock()
+	r.in.anew = true
+	r.in.mu.Unlock()
+	r.Kick()
 }
 
 // Wait returns when a version of the input was tried: nil when all of it is real, or what is not.
@@ -166,9 +180,14 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for {
 		r.in.mu.Lock()
 		input, version := r.in.input, r.in.version
+		anew := r.in.anew
+		r.in.anew = false
 		r.in.mu.Unlock()
 		wait := lookAgain
 		if version > 0 {
+			if anew {
+				r.real.view = nil
+			}
 			wait = r.pass(ctx, input, version)
 		}
 		timer := time.NewTimer(wait)
@@ -212,7 +231,8 @@ func (r *Reconciler) describe(in Input, now time.Time) desired {
 // pass makes one description real and returns how long it holds. The order:
 //
 //  1. the device has its addresses, so that the judge's hooks can choose them;
-//  2. the judge learns the whole View: what was taken back is denied from here on, whatever fails below;
+//  2. the judge learns the whole View: what was taken back is denied from here on, whatever fails below; a View that it
+//     cannot learn is replaced by one that denies everything;
 //  3. peers are added and changed, unless the judge does not have the View: nobody is let in ahead of it;
 //  4. every other peer goes.
 //
@@ -221,7 +241,7 @@ func (r *Reconciler) pass(ctx context.Context, in Input, version uint64) time.Du
 	now := r.now()
 	d := r.describe(in, now)
 	r.host(ctx, d)
-	r.enforce(ctx, d)
+	r.enforce(ctx, d, now)
 	r.peers(ctx, d)
 	r.prune(ctx, d)
 	if ctx.Err() != nil {
@@ -250,10 +270,36 @@ func (r *Reconciler) host(ctx context.Context, d desired) {
 	}
 }
 
-func (r *Reconciler) enforce(ctx context.Context, d desired) {
-	if r.real.view != nil && r.real.down == d.down && sameView(r.real.view, d.view) {
+func (r *Reconciler) enforce(ctx context.Context, d desired, now time.Time) {
+	if r.real.view != nil && r.real.down == d.down && !r.stale(now) && sameView(r.real.view, d.view) {
 		return
 	}
+	err := r.tell(ctx, d)
+	if err == nil {
+		r.note(KindPolicy, "view", nil)
+		r.note(KindPolicy, denyName, nil)
+		r.real.view, r.real.down, r.real.shut, r.real.until = d.view, d.down, false, d.again
+		return
+	}
+	// What the judge has now is not known for sure: say it again, whatever is wished next.
+	r.real.view = nil
+	if ctx.Err() != nil {
+		return // the agent ends, which leaves in force what is
+	}
+	if r.shut(ctx, d) {
+		err = fmt.Errorf("everything in the overlay is denied until the policy can be enforced: %w", err)
+	}
+	r.note(KindPolicy, "view", err)
+}
+
+// stale reports whether something that the View says has begun or ended since it was enforced. The kernel counts on a
+// clock that the wall clock may drift from, so it is told once more.
+func (r *Reconciler) stale(now time.Time) bool {
+	return !r.real.until.IsZero() && !now.Before(r.real.until)
+}
+
+// tell gives the judge what it should have.
+func (r *Reconciler) tell(ctx context.Context, d desired) error {
 	err := d.view.Validate()
 	denier, ok := r.target.(Denier)
 	switch {
@@ -262,13 +308,31 @@ func (r *Reconciler) enforce(ctx context.Context, d desired) {
 	case err == nil:
 		err = r.target.Enforce(ctx, d.view)
 	}
-	r.note(KindPolicy, "view", err)
 	if err != nil {
-		// What the judge has now is not known for sure: say it again, whatever is wished next.
-		r.real.view = nil
-		return
+		return fmt.Errorf("enforce: %w", err)
 	}
-	r.real.view, r.real.down = d.view, d.down
+	return nil
+}
+
+const denyName = "deny-all"
+
+// shut denies everything after a View was refused: the one before it is still in force, with what the new one takes
+// back. It reports whether everything is denied now.
+func (r *Reconciler) shut(ctx context.Context, d desired) bool {
+	if r.real.shut {
+		return true
+	}
+	err := errors.ErrUnsupported
+	if denier, ok := r.target.(Denier); ok {
+		err = denier.DenyAll(ctx)
+	}
+	if err != nil {
+		// Small, so that it fits where the whole one did not.
+		err = r.target.Enforce(ctx, Empty(d.view.Overlay4, d.view.Overlay6))
+	}
+	r.note(KindPolicy, denyName, err)
+	r.real.shut = err == nil
+	return r.real.shut
 }
 
 func (r *Reconciler) peers(ctx context.Context, d desired) {

@@ -133,8 +133,8 @@ func usable(s *mesh.Snapshot, mode OnLeaseEnd, now time.Time) []mesh.Binding {
 
 func name(b mesh.Binding) string { return b.Number.String() + "/" + b.Node }
 
-// nextChange is when the same inputs will first give another View: a Binding begins or ends, or the lease does. The
-// zero time means never.
+// nextChange is when the same inputs will first give another View, or the same one another meaning: a Binding, a rule's
+// window or the lease begins or ends. The zero time means never.
 func nextChange(s *mesh.Snapshot, mode OnLeaseEnd, now time.Time) time.Time {
 	var first time.Time
 	consider := func(t time.Time) {
@@ -146,6 +146,14 @@ func nextChange(s *mesh.Snapshot, mode OnLeaseEnd, now time.Time) time.Time {
 	for _, b := range s.Bindings {
 		consider(b.NotBefore)
 		consider(b.NotAfter.Add(mode.grace()))
+	}
+	for _, rules := range s.Rulesets {
+		for _, v := range rules {
+			for _, slot := range [...]policy.Slot{v.Allow, v.Deny} {
+				consider(slot.NotBefore)
+				consider(slot.NotAfter)
+			}
+		}
 	}
 	return first
 }

@@ -25,6 +25,8 @@ const (
 	// pingEvery finds a dead connection. The server's enforcement policy must allow it.
 	pingEvery   = 30 * time.Second
 	pingTimeout = 10 * time.Second
+	// buffer is what a connection reads and writes at once. It is nearly always silent, and keeps its buffers for life.
+	buffer = 8 << 10
 	// callTimeout bounds one unary call, connecting included.
 	callTimeout = 15 * time.Second
 	dialTimeout = 5 * time.Second
@@ -62,6 +64,7 @@ func dial(addr string, cfg *tls.Config) (*wire, error) {
 	// of the agent's business.
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(credentials.NewTLS(cfg)),
+		grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer), // the write buffer is shared by default
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			d := net.Dialer{Timeout: dialTimeout}

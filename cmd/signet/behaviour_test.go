@@ -104,7 +104,7 @@ func TestRequestsThatAreSent(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"node", "token", "create", "--node", "api-*", "--ttl", "30m", "--uses", "5", "--ephemeral", "--replace"}, `POST /api/v1/join-tokens  {"node":"api-*","ttl":"30m0s","uses":5,"ephemeral":true,"replace":true}`},
+		{[]string{"node", "token", "create", "--node", "api-*", "--ttl", "30m", "--uses", "5", "--replace"}, `POST /api/v1/join-tokens  {"node":"api-*","ttl":"30m0s","uses":5,"replace":true}`},
 		{[]string{"node", "token", "create"}, `POST /api/v1/join-tokens  {"ttl":"1h0m0s","uses":1}`},
 		{[]string{"workload", "revoke", "spiffe://settler.example/app/webhook", "--node", "api-1"}, `POST /api/v1/workloads/app/webhook/revoke  {"node":"api-1"}`},
 		{[]string{"policy", "apply", good}, `PUT /api/v1/policy  {"files":[{"name":"good.yaml","data":"zones: [{name: app}]\n"}]}`},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -215,7 +216,12 @@ func statusTable(w io.Writer, s localapi.Status) {
 		row(w, "refused snapshot:", s.RefusedSnapshot)
 	}
 	for _, warning := range s.Warnings {
-		row(w, "warning:", warning)
+		if !slices.Contains(s.NotServed, warning) { // the agent says those twice, for readers of either
+			row(w, "warning:", warning)
+		}
+	}
+	for _, part := range s.NotServed {
+		row(w, "not served:", part)
 	}
 }
 

@@ -27,12 +27,16 @@ func (a *app) nodeCommand() *cobra.Command {
 func (a *app) tokenCreateCommand() *cobra.Command {
 	var r apitypes.JoinTokenRequest
 	var ttl time.Duration
-	c := a.leaf(command{
+	var c *cobra.Command
+	c = a.leaf(command{
 		use: "create", short: "Make a join token; prints the token and nothing else",
 		long: "Make a join token. A token for a name, or a glob, binds the name of the node that joins with it; with any other the\n" +
 			"node is pending, without workloads, until it is approved.",
 		example: "  signet node token create --node api-1 > join.token\n  signet node token create --node 'api-*' --uses 10 --ttl 24h\n  signet node token create --node db-1 --replace",
 		run: func(ctx context.Context, _ []string) error {
+			if err := refuseFlags(c, "ephemeral"); err != nil {
+				return err
+			}
 			if r.Uses < 1 || ttl <= 0 {
 				return usagef("--uses and --ttl must be more than nothing")
 			}
@@ -43,7 +47,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Node, "node", "", "name or glob that the token binds")
 	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token may be used")
 	c.Flags().IntVar(&r.Uses, "uses", 1, "how many hosts may join with it")
-	c.Flags().BoolVar(&r.Ephemeral, "ephemeral", false, "hosts that joined with it are removed when they stay away")
+	c.Flags().BoolVar(&r.Ephemeral, "ephemeral", false, "hosts that joined with it are removed when they stay away (not built yet)")
 	c.Flags().BoolVar(&r.Replace, "replace", false, "a host may take the place of an existing node of that name; needs --node")
 	return c
 }

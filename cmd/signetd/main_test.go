@@ -4,9 +4,25 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 )
+
+func TestGarbageIsCollectedEarlyUnlessToldOtherwise(t *testing.T) {
+	was := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(was)
+	t.Setenv("GOGC", "200")
+	tuneMemory()
+	if got := debug.SetGCPercent(100); got != 100 {
+		t.Errorf("GOGC was overridden by %d", got)
+	}
+	t.Setenv("GOGC", "")
+	tuneMemory()
+	if got := debug.SetGCPercent(100); got != gcPercent {
+		t.Errorf("GC percent %d, expected %d", got, gcPercent)
+	}
+}
 
 func TestFlags(t *testing.T) {
 	good, bad := filepath.Join(t.TempDir(), "good.yaml"), filepath.Join(t.TempDir(), "bad.yaml")

@@ -230,6 +230,7 @@ func TestNotBuiltIsRefusedByName(t *testing.T) {
 		{method: "POST", path: "policy/plan", body: "{}"}, {method: "GET", path: "flows?since=1h"}, {method: "GET", path: "flows/stream"}, {method: "GET", path: "authorities"},
 		{method: "POST", path: "authorities/rotate", body: `{"x":1}`}, {method: "GET", path: "tokens"}, {method: "POST", path: "tokens", body: "{}"}, {method: "DELETE", path: "tokens/x"},
 		{method: "GET", path: "/keys"}, {method: "GET", path: "/bundle"}, {method: "GET", path: "/"}, {method: "GET", path: "/.well-known/openid-configuration"},
+		{method: "POST", path: "join-tokens", body: `{"node":"api-1","ephemeral":true}`},
 	} {
 		q.token = "owner" + tail
 		if p := b.refused(b.send(q), http.StatusNotImplemented, apitypes.CodeNotBuilt); !strings.HasSuffix(p.Detail, "is not built yet") {

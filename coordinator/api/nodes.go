@@ -181,7 +181,11 @@ func (s *server) createJoinToken(ctx context.Context, in *joinTokenInput) (*outp
 const globSigns = `*?[]^\`
 
 func tokenRequest(r apitypes.JoinTokenRequest) (registry.TokenRequest, error) {
-	spec := registry.TokenRequest{Node: r.Node, Uses: uint32(r.Uses), Ephemeral: r.Ephemeral, Replace: r.Replace}
+	spec := registry.TokenRequest{Node: r.Node, Uses: uint32(r.Uses), Replace: r.Replace}
+	if r.Ephemeral {
+		// Nothing removes such nodes yet, and whoever asks for it relies on that.
+		return spec, notBuilt("ephemeral")
+	}
 	if r.Replace && r.Node == "" {
 		// Whoever held it could put any node of the mesh out of action by claiming its name.
 		return spec, invalid("a token that may replace a node must name it", "give node as well")

@@ -28,8 +28,9 @@ type EnrolRequest struct {
 // Enrol consumes a use of a token and makes a node of it, in one transaction. In order:
 //
 //  1. the token is ours and its secret is right;
-//  2. the same key again, with the same token, gets the same answer (a reply may have been lost), whatever became of
-//     the token since, but not when the node was revoked or has another key now;
+//  2. the same key again, with the same token, gets the same answer (a reply may have been lost), used up or expired,
+//     but not when token or node was revoked, the node has another key now, or the token expired so long ago
+//     (identity.RenewGrace) that an SVID of then could not be renewed either;
 //  3. the token is neither revoked, nor expired, nor used up;
 //  4. the name is one, and the token binds it;
 //  5. the key never belonged to another node, nor to this one before a replacement; a revoked node's key is refused;
@@ -75,7 +76,7 @@ func (e *enrolment) run(ctx context.Context) (row store.Node, already bool, err 
 	if err != nil {
 		return row, false, err
 	}
-	if row, already, err = e.again(); already || err != nil {
+	if row, already, err = e.again(token); already || err != nil {
 		return row, already, err
 	}
 	if err := e.usable(token); err != nil {
@@ -121,13 +122,19 @@ func (e *enrolment) token() (store.JoinToken, error) {
 }
 
 // again answers the key that this token enrolled before.
-func (e *enrolment) again() (row store.Node, already bool, err error) {
+func (e *enrolment) again(token store.JoinToken) (row store.Node, already bool, err error) {
 	name, err := e.tx.JoinUse(e.req.Token.ID, e.req.SPKI)
 	if errors.Is(err, store.ErrNotFound) {
 		return row, false, nil
 	}
 	if err != nil {
 		return row, false, err
+	}
+	if token.Revoked {
+		return row, false, ErrTokenRevoked
+	}
+	if e.now.After(token.Expires.Add(identity.RenewGrace)) {
+		return row, false, ErrTokenExpired
 	}
 	if row, err = e.tx.Node(name); err != nil {
 		return row, false, err
@@ -291,7 +298,29 @@ type RenewRequest struct {
 	Issue   func(store.Tx, Node) error
 }
 
-// Renew registers a node's next key. The presented one stays good until the node renews with the next.
+// Proven retires the key before the current one: the node was seen with the current one, so that the reply which brought
+// its certificate was not lost. It writes nothing when there is nothing to retire; callers look at State before.
+func (r *Registry) Proven(ctx context.Context, id identity.ID, spki [32]byte) error {
+	_, err := r.update(ctx, func(tx store.Tx) error {
+		row, err := tx.Node(id.NodeName())
+		if err != nil {
+			return orSentinel(err, ErrNodeUnknown)
+		}
+		// Another renewal may have come between: then it is not this key that was proven.
+		if row.ID != id.String() || row.SPKI != spki || row.PrevSPKI == [32]byte{} {
+			return nil
+		}
+		row.PrevSPKI = [32]byte{}
+		return tx.PutNode(row)
+	})
+	if err != nil {
+		return fmt.Errorf("retire former key: %w", err)
+	}
+	return nil
+}
+
+// Renew registers a node's next key. The presented one stays good until the node is seen with the next: on a stream
+// (Proven), or in a renewal.
 func (r *Registry) Renew(ctx context.Context, req RenewRequest) (node Node, err error) {
 	_, err = r.update(ctx, func(tx store.Tx) error {
 		row, err := tx.Node(req.ID.NodeName())

@@ -57,6 +57,69 @@ func TestOneTokenThousandKeys(t *testing.T) {
 	}
 }
 
+func TestAUsedTokenIsAnsweredAgainForAWhile(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct {
+		change func(b *bench, id string)
+		want   error
+	}{
+		"within the grace": {func(b *bench, _ string) { b.advance(time.Hour + identity.RenewGrace) }, nil},
+		"long after":       {func(b *bench, _ string) { b.advance(time.Hour + identity.RenewGrace + 1) }, registry.ErrTokenExpired},
+		"revoked": {func(b *bench, id string) {
+			if err := b.RevokeJoinToken(ctx, id); err != nil {
+				b.t.Fatal(err)
+			}
+		}, registry.ErrTokenRevoked},
+	} {
+		b := newBench(t)
+		token := b.token(registry.TokenRequest{Node: "api-1"})
+		req := registry.EnrolRequest{Token: token, Node: "api-1", SPKI: random32(), WireGuardKey: wireguard(t)}
+		if _, _, err := b.Enrol(ctx, req); err != nil {
+			t.Fatal(err)
+		}
+		c.change(b, fmt.Sprintf("%x", token.ID))
+		if _, already, err := b.Enrol(ctx, req); !errors.Is(err, c.want) || already != (c.want == nil) {
+			t.Errorf("%s: already %t, %v; want %v", name, already, err, c.want)
+		}
+	}
+}
+
+func TestProvenKeyRetiresTheFormer(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	n := b.join("api-1")
+	<-b.Changed()
+	k1 := random32()
+	if _, err := b.Renew(ctx, registry.RenewRequest{ID: n.ID, SPKI: n.SPKI, NewSPKI: k1}); err != nil {
+		t.Fatal(err)
+	}
+	for _, spki := range [][32]byte{n.SPKI, random32()} { // neither proves the current one
+		if err := b.Proven(ctx, n.ID, spki); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.CheckNode(n.ID, n.SPKI); err != nil {
+			t.Fatalf("the former key was retired by another: %v", err)
+		}
+	}
+	if err := b.Proven(ctx, n.ID, k1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.CheckNode(n.ID, n.SPKI); !errors.Is(err, registry.ErrKeyRetired) {
+		t.Errorf("former key: %v", err)
+	}
+	if _, err := b.Renew(ctx, registry.RenewRequest{ID: n.ID, SPKI: n.SPKI, NewSPKI: random32()}); !errors.Is(err, registry.ErrKeyRetired) {
+		t.Errorf("renewal with the former key: %v", err)
+	}
+	if _, err := b.CheckNode(n.ID, k1); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-b.Changed():
+		t.Error("a proof woke the readers, though no other node sees it")
+	default:
+	}
+}
+
 func TestFiveHundredEnrolments(t *testing.T) {
 	b := newBench(t)
 	b.apply(`{"workloads": {"app/api-server": ["h-*"], "app/webhook": ["h-*"]}}`)

@@ -54,17 +54,19 @@ rules:
 
 // rig is a coordinator with a real store, authority, registry and publisher behind a server on loopback.
 type rig struct {
-	t      testing.TB
-	td     identity.TrustDomain
-	reg    *registry.Registry
-	auth   *authority.Authority
-	pub    *publish.Publisher
-	srv    *session.Server
-	addr   string
-	skew   atomic.Int64  // the server's clock is ahead by this
-	tokens sync.Map      // secret to identity.JoinToken
-	stored chan struct{} // poked when a report was stored
-	stop   func() error
+	t       testing.TB
+	td      identity.TrustDomain
+	reg     *registry.Registry
+	auth    *authority.Authority
+	pub     *publish.Publisher
+	srv     *session.Server
+	addr    string
+	checked chan struct{} // poked when a node's key was looked at
+	proofs  atomic.Int64  // calls of Proven
+	skew    atomic.Int64  // the server's clock is ahead by this
+	tokens  sync.Map      // secret to identity.JoinToken
+	stored  chan struct{} // poked when a report was stored
+	stop    func() error
 }
 
 type options struct {
@@ -79,7 +81,7 @@ func newRig(t testing.TB, opts ...func(*options)) *rig {
 		opt(&o)
 	}
 	ctx := t.Context()
-	r := &rig{t: t, stored: make(chan struct{}, 1)}
+	r := &rig{t: t, stored: make(chan struct{}, 1), checked: make(chan struct{}, 1)}
 	r.td = must(identity.ParseTrustDomain("settler.example"))(t)
 	db := must(store.OpenSQLite(ctx, t.TempDir()))(t)
 	sealing := must(key.NewStateKey())(t)
@@ -143,7 +145,17 @@ type members struct{ r *rig }
 
 func (m members) State() *registry.State { return m.r.reg.State() }
 func (m members) CheckNode(id identity.ID, spki [32]byte) (registry.Node, error) {
+	defer func() {
+		select {
+		case m.r.checked <- struct{}{}:
+		default:
+		}
+	}()
 	return m.r.reg.CheckNode(id, spki)
+}
+func (m members) Proven(ctx context.Context, id identity.ID, spki [32]byte) error {
+	m.r.proofs.Add(1)
+	return m.r.reg.Proven(ctx, id, spki)
 }
 func (m members) Applied(ctx context.Context, node string, rep registry.AppliedReport) error {
 	defer func() {

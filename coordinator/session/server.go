@@ -31,9 +31,12 @@ import (
 const (
 	// MaxUpdate is the largest message to an agent.
 	MaxUpdate = 64 << 20
-	// maxRequest is the largest message from one: a Hello of about 50,000 sections. Anyone may send that much before
-	// it is known who they are.
-	maxRequest = 4 << 20
+	// maxRequest is the largest message from one: a Hello of about 13,000 sections. An agent that holds more names none
+	// and gets everything.
+	maxRequest = 1 << 20
+	// windowSize is how much of a stream may arrive that nobody has asked for yet. It is gRPC's least, and fixed: what
+	// gRPC finds out by itself about the line would let a stranger fill megabytes.
+	windowSize = 64 << 10
 	// maxCalls bounds the calls on one connection; an agent has a stream and now and then a Renew.
 	maxCalls = 8
 	// bufferSize keeps an idle connection small. gRPC's own default is 32 KiB each way; the one for writing is shared
@@ -56,6 +59,8 @@ type Members interface {
 	// Enrol and Renew issue the certificate in the same transaction as they change the membership.
 	Enrol(ctx context.Context, j Join) (Issued, error)
 	Renew(ctx context.Context, r Renewal) (Issued, error)
+	// Proven says that a node was seen with its current key: the one before is spent.
+	Proven(ctx context.Context, id identity.ID, spki [32]byte) error
 	Applied(ctx context.Context, node string, r registry.AppliedReport) error
 }
 
@@ -83,6 +88,11 @@ type Config struct {
 	MaxConns   int // TCP connections, of agents or not; 0 means MaxStreams and half as many again
 	// Rate and Burst bound enrolments and renewals per second from one address. 0 means 200 and 2,000.
 	Rate, Burst float64
+	// MaxBodies bounds requests of enrolments and renewals that are on their way, EnrolTimeout their way, and
+	// StrangerLife a connection without a certificate. 0 means 64, 10 s and 15 s.
+	MaxBodies    int
+	EnrolTimeout time.Duration
+	StrangerLife time.Duration
 }
 
 // Server speaks with agents. Make one with New, then Serve once.
@@ -92,6 +102,7 @@ type Server struct {
 
 	cfg       Config
 	limiter   *limiter
+	bodies    *bodies
 	live      live
 	places    directory
 	reports   *reports
@@ -109,13 +120,16 @@ func New(cfg Config) *Server {
 	setDefault(&cfg.MaxConns, cfg.MaxStreams*3/2)
 	setDefault(&cfg.Rate, 200)
 	setDefault(&cfg.Burst, 2000)
-	s := &Server{cfg: cfg, limiter: newLimiter(cfg.Rate, cfg.Burst), reports: newReports()}
+	setDefault(&cfg.MaxBodies, maxBodies)
+	setDefault(&cfg.EnrolTimeout, enrolTimeout)
+	setDefault(&cfg.StrangerLife, strangerLife)
+	s := &Server{cfg: cfg, limiter: newLimiter(cfg.Rate, cfg.Burst), bodies: newBodies(cfg.MaxBodies), reports: newReports()}
 	s.live.byNode = map[string]*session{}
 	s.places.nodes = map[string]place{}
 	return s
 }
 
-func setDefault[T int | float64](v *T, d T) {
+func setDefault[T int | float64 | time.Duration](v *T, d T) {
 	if *v == 0 {
 		*v = d
 	}
@@ -168,12 +182,15 @@ func (s *Server) Endpoints(node string) []netip.AddrPort { return s.places.of(no
 func (s *Server) Updates() uint64 { return s.stats.updates.Load() }
 
 func (s *Server) grpcServer() *grpc.Server {
+	creds := credentials.NewTLS(identity.ServerTLS(s.cfg.Trust.ServerCertificate, s.cfg.Trust.Bundle, identity.RenewGrace))
 	srv := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(identity.ServerTLS(s.cfg.Trust.ServerCertificate, s.cfg.Trust.Bundle, identity.RenewGrace))),
+		grpc.Creds(guarded{creds, s.cfg.StrangerLife}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(MaxUpdate),
+		grpc.StaticStreamWindowSize(windowSize),
+		grpc.StaticConnWindowSize(windowSize),
 		grpc.MaxHeaderListSize(bufferSize),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.WriteBufferSize(bufferSize),
@@ -181,10 +198,7 @@ func (s *Server) grpcServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.InTapHandle(s.tap),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (out any, err error) {
-			defer s.survive(info.FullMethod, &err)
-			return next(ctx, req)
-		}),
+		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 			defer s.survive(info.FullMethod, &err)
 			return next(srv, stream)
@@ -201,10 +215,14 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 		_, err := s.caller(ctx, 0)
 		return ctx, err
 	}
-	if p, ok := peer.FromContext(ctx); !ok || !s.limiter.allow(remoteAddr(p.Addr.String()), s.cfg.Now()) {
+	p, ok := peer.FromContext(ctx)
+	if !ok || !s.limiter.allow(remoteAddr(p.Addr.String()), s.cfg.Now()) {
 		return ctx, status.Error(codes.ResourceExhausted, "too many requests from this address: try again in a moment")
 	}
-	return ctx, nil
+	if !isEnrolment(info.FullMethodName) {
+		return ctx, nil // no such method: gRPC says so without reading on
+	}
+	return s.admit(ctx, p)
 }
 
 // survive keeps a bug that one caller has found from taking down the coordinator for all.
@@ -231,7 +249,7 @@ func (s *Server) caller(ctx context.Context, grace time.Duration) (caller, error
 	if !ok {
 		return caller{}, status.Error(codes.Unauthenticated, "no peer")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	info, ok := tlsOf(p)
 	if !ok {
 		return caller{}, status.Error(codes.Unauthenticated, "TLS is required")
 	}

@@ -352,12 +352,13 @@ func TestRefusedHellos(t *testing.T) {
 		first *signetv1.AgentMessage
 		code  codes.Code
 	}{
-		"an epoch from the future": {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{Epoch: 1 << 63}}}, codes.FailedPrecondition},
+		"an epoch from the future": {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{WireguardKey: h.wg.Bytes(), Epoch: 1 << 63}}}, codes.FailedPrecondition},
 		"another WireGuard key":    {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{WireguardKey: make([]byte, 32)}}}, codes.FailedPrecondition},
+		"no WireGuard key":         {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{ListenPort: 51820}}}, codes.FailedPrecondition},
 		"no Hello":                 {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Ack{Ack: &signetv1.Ack{}}}, codes.InvalidArgument},
 		"an empty message":         {&signetv1.AgentMessage{}, codes.InvalidArgument},
-		"a section without a hash": {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{Sections: []*signetv1.SectionRef{{Name: "self"}}}}}, codes.InvalidArgument},
-		"a port above 65535":       {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{ListenPort: 70000}}}, codes.InvalidArgument},
+		"a section without a hash": {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{WireguardKey: h.wg.Bytes(), Sections: []*signetv1.SectionRef{{Name: "self"}}}}}, codes.InvalidArgument},
+		"a port above 65535":       {&signetv1.AgentMessage{Message: &signetv1.AgentMessage_Hello{Hello: &signetv1.Hello{WireguardKey: h.wg.Bytes(), ListenPort: 70000}}}, codes.InvalidArgument},
 	} {
 		conn := h.client()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -419,7 +420,8 @@ func TestEnrolmentRefusals(t *testing.T) {
 		"short secret": {TokenSecret: []byte("x"), Node: "n", Csr: first.csr(first.priv), WireguardKey: first.wg.Bytes()},
 		"no key":       {TokenSecret: make([]byte, 32), Node: "n", Csr: first.csr(first.priv)},
 		"no csr":       {TokenSecret: make([]byte, 32), Node: "n", WireguardKey: first.wg.Bytes()},
-		"large csr":    {TokenSecret: make([]byte, 32), Node: "n", Csr: make([]byte, 1<<20), WireguardKey: first.wg.Bytes()},
+		"large csr":    {TokenSecret: make([]byte, 32), Node: "n", Csr: make([]byte, 1<<14), WireguardKey: first.wg.Bytes()},
+		"large":        {TokenSecret: used[:], Node: "api-1", Csr: first.csr(first.priv), WireguardKey: first.wg.Bytes(), Version: strings.Repeat("v", 64<<10)},
 		"garbage csr":  {TokenSecret: make([]byte, 32), Node: "n", Csr: []byte("garbage"), WireguardKey: first.wg.Bytes()},
 	} {
 		conn := first.dial(identity.PinnedTLS(r.auth.Bundle().Pin()))

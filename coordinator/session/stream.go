@@ -74,9 +74,11 @@ func (s *Server) Sync(stream syncStream) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.registered(ctx, who); err != nil {
+	n, err := s.registered(ctx, who)
+	if err != nil {
 		return err
 	}
+	s.proven(ctx, n, who)
 	if s.streams.Add(1) > int64(s.cfg.MaxStreams) {
 		s.streams.Add(-1)
 		return status.Error(codes.ResourceExhausted, "this coordinator holds as many agents as it may: try another")
@@ -95,12 +97,28 @@ func (s *Server) Sync(stream syncStream) error {
 		return err
 	}
 	defer s.live.leave(c)
+	// Once more: an enrolment with --replace, while Hello was awaited, has ended the streams that it found, and this one
+	// was not among them.
+	if _, err := s.registered(ctx, who); err != nil {
+		return err
+	}
 	s.cfg.Log.Info("agent connected", "node", c.node, "version", plain(c.hello.Version), "epoch", c.hello.Epoch)
 	if err = c.run(ctx); errors.Is(err, errRevoked) {
 		s.places.forget(c.node)
 	}
 	s.cfg.Log.Info("agent disconnected", "node", c.node, "cause", status.Convert(err).Message())
 	return err
+}
+
+// proven ends the life of a node's former key when its current one is seen. That costs a write once for each renewal. An
+// error does not keep the node out: the next stream tries again.
+func (s *Server) proven(ctx context.Context, n registry.Node, who caller) {
+	if n.SPKI != who.spki || n.PrevSPKI == [32]byte{} || n.Status == registry.NodeRevoked {
+		return
+	}
+	if err := s.cfg.Members.Proven(ctx, who.id, who.spki); err != nil {
+		s.cfg.Log.Error("cannot retire a node's former key; it is tried again when the node connects again", "node", who.node, "err", err)
+	}
 }
 
 // end asks the loop to stop; the first cause counts.
@@ -145,7 +163,7 @@ func (c *session) greet(ctx context.Context) error {
 	}
 	c.heard.Store(c.srv.cfg.Now().UnixNano())
 	n, ok := c.srv.cfg.Members.State().Nodes[c.node]
-	if k := c.hello.WireguardKey; !ok || len(k) > 0 && string(k) != string(n.Key.Bytes()) {
+	if !ok || string(c.hello.WireguardKey) != string(n.Key.Bytes()) {
 		return status.Error(codes.FailedPrecondition, "the host's WireGuard key is not the registered one: enrol it again, with a token made with --replace")
 	}
 	if have := c.srv.cfg.Publisher.Current().Epoch; c.hello.Epoch > have {

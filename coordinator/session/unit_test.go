@@ -1,8 +1,10 @@
 package session
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +172,60 @@ func TestBoundedListener(t *testing.T) {
 	_ = c.Close()
 	for _, c := range clients {
 		_ = c.Close()
+	}
+}
+
+func TestOneSourceGetsItsShareOfConnections(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newBounded(inner, 400)
+	defer l.Close()
+	if n := newBounded(inner, 30_000).perSource; n < 1000 || n > 7500 {
+		t.Errorf("%d for one source of 30,000", n)
+	}
+	accepted := make(chan net.Conn, 400)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func(from string) net.Conn {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	var held []net.Conn
+	for range 100 {
+		dial("127.0.0.1")
+		held = append(held, <-accepted)
+	}
+	over := dial("127.0.0.1")
+	_ = over.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := over.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection above the share: %v", err)
+	}
+	dial("127.0.0.2") // another source is not concerned
+	held = append(held, <-accepted)
+	_ = held[0].Close()
+	_ = held[0].Close() // gives no second place
+	dial("127.0.0.1")
+	held = append(held, <-accepted)
+	for _, c := range held {
+		_ = c.Close()
+	}
+	if len(l.bySource) != 0 || len(l.slots) != 1 { // the next Accept holds one
+		t.Errorf("left: %v, %d slots", l.bySource, len(l.slots))
 	}
 }
 

@@ -16,20 +16,26 @@ import (
 	"github.com/signet-overlay/signet/bpf"
 )
 
-// cgroupHooks are attached at the cgroup root; the names are those of the pins and of the programs.
+// cgroupHooks are attached at the cgroup root; the names are those of the pins and of the programs. Without an optional
+// one the host is judged all the same: Hooks names what is missing.
 var cgroupHooks = [...]struct {
-	name   string
-	attach ebpf.AttachType
+	name     string
+	attach   ebpf.AttachType
+	optional bool
 }{
-	{"egress", ebpf.AttachCGroupInetEgress},
-	{"ingress", ebpf.AttachCGroupInetIngress},
-	{"connect4", ebpf.AttachCGroupInet4Connect},
-	{"connect6", ebpf.AttachCGroupInet6Connect},
-	{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
-	{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
-	{"bind4", ebpf.AttachCGroupInet4Bind},
-	{"bind6", ebpf.AttachCGroupInet6Bind},
+	{name: "egress", attach: ebpf.AttachCGroupInetEgress},
+	{name: "ingress", attach: ebpf.AttachCGroupInetIngress},
+	{name: "connect4", attach: ebpf.AttachCGroupInet4Connect},
+	{name: "connect6", attach: ebpf.AttachCGroupInet6Connect},
+	{name: "sendmsg4", attach: ebpf.AttachCGroupUDP4Sendmsg},
+	{name: "sendmsg6", attach: ebpf.AttachCGroupUDP6Sendmsg},
+	{name: "bind4", attach: ebpf.AttachCGroupInet4Bind},
+	{name: "bind6", attach: ebpf.AttachCGroupInet6Bind},
+	{name: hookSetsockopt, attach: ebpf.AttachCGroupSetsockopt, optional: true},
 }
+
+// hookSetsockopt keeps processes below the cgroup root from switching the queue, and with it the tunnel's judge, off.
+const hookSetsockopt = "setsockopt"
 
 // Names of device hooks. A guard's pins carry the device's index.
 const (
@@ -45,11 +51,16 @@ const loopbackIndex = 1 // in every network namespace
 func (e *Enforcer) attachCgroup() error {
 	for _, h := range cgroupHooks {
 		prog := e.coll.Programs[h.name]
-		same := func(i *link.Info) bool { c := i.Cgroup(); return c != nil && c.CgroupId == e.cgroup }
-		err := e.ensure(h.name, prog, same, func() (link.Link, error) {
-			return link.AttachCgroup(link.CgroupOptions{Path: e.cfg.CgroupRoot, Attach: h.attach, Program: prog})
+		err := e.ensure(hook{
+			name: h.name, prog: prog,
+			here: func(i *link.Info) bool { c := i.Cgroup(); return c != nil && c.CgroupId == e.cgroup },
+			attach: func() (link.Link, error) {
+				return link.AttachCgroup(link.CgroupOptions{Path: e.cfg.CgroupRoot, Attach: h.attach, Program: prog})
+			},
 		})
-		if err != nil {
+		if err != nil && h.optional {
+			e.log.Warn("hook is not attached", "hook", h.name, "error", err)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -59,89 +70,17 @@ func (e *Enforcer) attachCgroup() error {
 // ensureTCX attaches a program at the head of a device, in front of other tools' programs.
 func (e *Enforcer) ensureTCX(name, program string, index int, attach ebpf.AttachType) error {
 	prog := e.coll.Programs[program]
-	same := func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index }
-	return e.ensure(name, prog, same, func() (link.Link, error) {
-		l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: attach, Anchor: link.Head()})
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			err = fmt.Errorf("%w: %w", ErrNoTCX, err)
-		}
-		return l, err
+	return e.ensure(hook{
+		name: name, prog: prog,
+		here: func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
+		attach: func() (link.Link, error) {
+			l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: attach, Anchor: link.Head()})
+			if errors.Is(err, ebpf.ErrNotSupported) {
+				err = fmt.Errorf("%w: %w", ErrNoTCX, err)
+			}
+			return l, err
+		},
 	})
-}
-
-// ensure makes the pinned link of a hook run prog. A link that stands is updated in one step, without a moment between
-// the two programs. One that was severed with its device or cgroup, or belongs to another, is replaced.
-func (e *Enforcer) ensure(name string, prog *ebpf.Program, same func(*link.Info) bool, attach func() (link.Link, error)) error {
-	path := filepath.Join(e.cfg.links(), name)
-	old, err := link.LoadPinnedLink(path, nil)
-	if err == nil && adopt(old, prog, same) == nil {
-		e.keep(name, old)
-		return nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		e.log.Warn("pinned link cannot be opened and is replaced", "hook", name, "error", err)
-	}
-	l, attachErr := attach()
-	if old != nil {
-		// After the new one is attached, so that there is no gap.
-		if err := old.Close(); err != nil {
-			e.log.Warn("close replaced link", "hook", name, "error", err)
-		}
-	}
-	if attachErr != nil {
-		e.failed[name] = attachErr
-		return fmt.Errorf("attach %s: %w", name, attachErr)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return errors.Join(fmt.Errorf("remove the pin of %s: %w", name, err), l.Close())
-	}
-	if err := l.Pin(path); err != nil {
-		return errors.Join(fmt.Errorf("pin %s: %w", name, err), l.Close())
-	}
-	e.keep(name, l)
-	return nil
-}
-
-// errOtherTarget: the link stands, but elsewhere than asked for.
-var errOtherTarget = errors.New("link is attached elsewhere")
-
-// adopt updates a link that is attached where it should be.
-func adopt(l link.Link, prog *ebpf.Program, same func(*link.Info) bool) error {
-	info, err := l.Info()
-	if err != nil {
-		return fmt.Errorf("read link: %w", err)
-	}
-	if !same(info) {
-		return errOtherTarget
-	}
-	if err := l.Update(prog); err != nil {
-		return fmt.Errorf("update link: %w", err)
-	}
-	return nil
-}
-
-func (e *Enforcer) keep(name string, l link.Link) {
-	if old := e.links[name]; old != nil && old != l {
-		if err := old.Close(); err != nil {
-			e.log.Warn("close replaced link", "hook", name, "error", err)
-		}
-	}
-	e.links[name] = l
-	delete(e.failed, name)
-}
-
-// drop takes a hook away: its pin is the last that holds it.
-func (e *Enforcer) drop(name string) error {
-	var errs []error
-	if l := e.links[name]; l != nil {
-		errs = append(errs, l.Close())
-		delete(e.links, name)
-	}
-	delete(e.failed, name)
-	if err := os.Remove(filepath.Join(e.cfg.links(), name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove the pin of %s: %w", name, err))
-	}
-	return errors.Join(errs...)
 }
 
 // AttachTunnel judges what passes the tunnel device. Call it before the device is up. It is idempotent; another device
@@ -251,6 +190,19 @@ func (e *Enforcer) attachGuard(index int, name string) error {
 		e.ensureTCX(ingress, hookGuard, index, ebpf.AttachTCXIngress))
 }
 
+// Guards lists the devices that are guarded, or should be, by index.
+func (e *Enforcer) Guards() []int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []int
+	for name := range e.wants {
+		if index, ok := guardIndex(name); ok && !slices.Contains(out, index) {
+			out = append(out, index)
+		}
+	}
+	return out
+}
+
 // DetachGuard forgets the guard of a device that is gone. It is idempotent.
 func (e *Enforcer) DetachGuard(ifindex int) error {
 	e.mu.Lock()
@@ -264,33 +216,6 @@ func (e *Enforcer) DetachGuard(ifindex int) error {
 func (e *Enforcer) detachGuard(index int) error {
 	egress, ingress := guardNames(index)
 	return errors.Join(e.drop(egress), e.drop(ingress))
-}
-
-// HookStatus is one place in the kernel where the judge should stand.
-type HookStatus struct {
-	Name     string
-	Attached bool
-	Err      error // why it is not attached
-}
-
-// Hooks lists every hook, by name.
-func (e *Enforcer) Hooks() []HookStatus {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var out []HookStatus
-	for name := range e.links {
-		out = append(out, HookStatus{Name: name, Attached: true})
-	}
-	for name, err := range e.failed {
-		out = append(out, HookStatus{Name: name, Err: err})
-	}
-	for _, name := range []string{hookTunnelEgress, hookTunnelIngress} {
-		if e.links[name] == nil && e.failed[name] == nil {
-			out = append(out, HookStatus{Name: name, Err: errors.New("there is no tunnel device yet")})
-		}
-	}
-	slices.SortFunc(out, func(a, b HookStatus) int { return strings.Compare(a.Name, b.Name) })
-	return out
 }
 
 // Release detaches and unpins everything below the directory: overlay addresses are unguarded afterwards.

@@ -28,11 +28,13 @@ type Sizes struct {
 	EventBytes int // ring buffer, a power of two
 }
 
-// The defaults of Sizes.
+// The defaults of Sizes hold what a View may. Entries hold the largest View alone, and two of the largest policies that
+// the coordinator compiles (half as many) beside each other; their buckets, 32 MiB, are most of the 41 MiB that an
+// idle host pays. Twice as many would double that, for a View that no coordinator makes: Apply has another way for it.
 const (
-	DefaultAddresses  = 1 << 17
-	DefaultWorkloads  = 1 << 12
-	DefaultEntries    = 1 << 19
+	DefaultAddresses  = policy.MaxAddresses
+	DefaultWorkloads  = policy.MaxLocals
+	DefaultEntries    = policy.MaxEntries
 	DefaultConns      = 1 << 18
 	DefaultEventBytes = 1 << 20
 )

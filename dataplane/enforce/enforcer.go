@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 
@@ -30,7 +31,8 @@ type Enforcer struct {
 	mu     sync.Mutex
 	writer *writer
 	links  map[string]link.Link
-	failed map[string]error // hooks that could not be attached
+	wants  map[string]hook  // what should stand, by name
+	failed map[string]error // hooks that could not be attached or pinned
 	tunnel int
 	closed bool
 
@@ -64,7 +66,7 @@ func Open(cfg Config) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		cfg: cfg, cgroup: cgroup, coll: coll, log: cfg.Logger,
-		links: map[string]link.Link{}, failed: map[string]error{}, swept: make(chan struct{}),
+		links: map[string]link.Link{}, wants: map[string]hook{}, failed: map[string]error{}, swept: make(chan struct{}),
 	}
 	if err := e.start(); err != nil {
 		coll.Close()
@@ -101,6 +103,9 @@ func load(cfg Config) (*ebpf.Collection, error) {
 	}
 	if err := setSizes(spec, cfg); err != nil {
 		return nil, err
+	}
+	if errors.Is(features.HaveProgramType(ebpf.CGroupSockopt), ebpf.ErrNotSupported) {
+		delete(spec.Programs, hookSetsockopt) // named by Hooks
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: cfg.maps()}})
 	if err != nil {
@@ -180,7 +185,10 @@ func (e *Enforcer) start() error {
 			return err
 		}
 	}
-	return e.attachDevices()
+	if err := e.attachDevices(); err != nil {
+		return err
+	}
+	return e.clearUnfinishedPins()
 }
 
 // judgedTunnel is index when the device that an earlier process called the tunnel still stands, and 0 otherwise. The
@@ -202,7 +210,10 @@ func (e *Enforcer) judgedTunnel(index int) int {
 // that connections are not judged again for nothing; call it again after the wall clock was set or the host slept, and
 // the kernel's stamps are made again.
 //
-// The View must not be changed afterwards. It is enforced when Apply returns.
+// Where the View does not fit beside the one in force, everything is denied for the moment that it takes to make room; and
+// where it does not fit at all, everything stays denied, so that nothing that was taken back goes on.
+//
+// The View must not be changed afterwards. It is enforced when Apply returns without an error.
 func (e *Enforcer) Apply(ctx context.Context, v *policy.View) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -223,10 +234,16 @@ func (e *Enforcer) applyLocked(v *policy.View) error {
 		return fmt.Errorf("%w: it is for overlay %v and %v, and the programs are loaded for %v and %v", policy.ErrView,
 			v.Overlay4, v.Overlay6, e.cfg.Overlay4, e.cfg.Overlay6)
 	}
-	before := e.writer.generation
 	changed, err := e.writer.apply(v)
+	if errors.Is(err, ErrTooBig) {
+		e.log.Warn("view does not fit beside the one in force, which is taken back first", "revision", v.Revision, "error", err)
+		if _, denyErr := e.writer.apply(e.nothing()); denyErr != nil {
+			return explain(fmt.Errorf("make room for revision %d: %w", v.Revision, errors.Join(err, denyErr)))
+		}
+		changed, err = e.writer.apply(v)
+	}
 	if changed {
-		e.log.Debug("view is in force", "generation", before+1, "revision", v.Revision, "addresses", len(v.Addresses))
+		e.log.Debug("view is in force", "generation", e.writer.generation, "revision", v.Revision, "addresses", len(v.Addresses))
 	}
 	if err != nil {
 		return explain(fmt.Errorf("apply revision %d: %w", v.Revision, err))
@@ -261,11 +278,14 @@ func (e *Enforcer) RefreshLease(l policy.Lease) error {
 func (e *Enforcer) DenyAll() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// The lease is kept out of the reasons: what is denied is denied for want of an identity.
+	return e.applyLocked(e.nothing())
+}
+
+// nothing is a view that knows nobody. The lease is kept out of the reasons: what is denied is denied for want of an
+// identity.
+func (e *Enforcer) nothing() *policy.View {
 	const forever = 100 * 365 * 24 * time.Hour
-	return e.applyLocked(&policy.View{
-		Overlay4: e.cfg.Overlay4, Overlay6: e.cfg.Overlay6, Lease: policy.Lease{Ends: time.Now().Add(forever)},
-	})
+	return &policy.View{Overlay4: e.cfg.Overlay4, Overlay6: e.cfg.Overlay6, Lease: policy.Lease{Ends: time.Now().Add(forever)}}
 }
 
 // View is what is in force, with its generation; nil before the first Apply of this process.

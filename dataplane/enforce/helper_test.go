@@ -70,6 +70,8 @@ func (s *helperState) run(cmd string, args []string) (string, error) {
 		return "", err
 	case "device":
 		return "", unix.BindToDevice(s.fd, args[0])
+	case "option":
+		return "", s.option(args)
 	case "unspec":
 		return "", s.disconnect()
 	case "wait":
@@ -123,6 +125,8 @@ func (s *helperState) socket(kind string) (err error) {
 		}
 	case "raw":
 		typ, proto = unix.SOCK_RAW, unix.IPPROTO_RAW
+	case "xdp":
+		family, typ, proto = unix.AF_XDP, unix.SOCK_RAW, 0
 	case "packet":
 		family, typ, proto = unix.AF_PACKET, unix.SOCK_DGRAM, 0
 	}
@@ -139,6 +143,21 @@ func (s *helperState) address(text string) unix.Sockaddr {
 		return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
 	}
 	return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
+}
+
+// option sets a socket option to 1: option LEVEL NAME [LENGTH].
+func (s *helperState) option(args []string) error {
+	var n [3]int
+	n[2] = 4
+	for i, a := range args {
+		var err error
+		if n[i], err = strconv.Atoi(a); err != nil {
+			return err
+		}
+	}
+	value := make([]byte, n[2])
+	value[0] = 1
+	return unix.SetsockoptString(s.fd, n[0], n[1], string(value))
 }
 
 // disconnect is connect(AF_UNSPEC), which the unix package cannot say.

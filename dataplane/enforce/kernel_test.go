@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -197,6 +198,44 @@ func TestSourceDoesNotStick(t *testing.T) {
 	if n := denied(t, e, policy.HookEgressSocket, flow.NotTunnel); n != 1 {
 		t.Errorf("%d packets were counted as leaving by the underlay, want 1", n)
 	}
+}
+
+// TestQueueBypass: no process below the root gets a socket whose packets skip the judge at the tunnel.
+func TestQueueBypass(t *testing.T) {
+	l := newLab(t)
+	e := l.open()
+	const (
+		bypass = "263 20" // SOL_PACKET, PACKET_QDISC_BYPASS
+		umem   = "283 4"  // SOL_XDP, XDP_UMEM_REG
+	)
+	for _, cgroup := range []string{"a", "a/deep", "other"} {
+		p := l.start(cgroup)
+		p.do("socket packet")
+		p.want("EPERM", "option %s", bypass)
+		p.do("rawsend 198.18.0.5:1000 198.18.1.9:53 %d", l.tunnel)
+		p.want("ok", "option 263 8") // PACKET_AUXDATA: other options are nobody's business
+		if p.do("socket xdp") == "ok" {
+			p.want("EPERM", "option %s", umem)
+		} else {
+			t.Log("this kernel has no AF_XDP")
+		}
+		// Long options, such as those of iptables, pass as they are.
+		p.do("socket udp4")
+		p.want("ok", "option 0 1 8192") // IP_TOS
+		p.want("ok", "option 0 1")
+	}
+	l.silent("a packet socket")
+
+	// A kernel that has no such hook is told, and judges all the same.
+	delete(e.coll.Programs, hookSetsockopt)
+	must(t, e.drop(hookSetsockopt), "detach")
+	must(t, e.attachCgroup(), "attach without it")
+	if err := hookErr(t, e, hookSetsockopt); !errors.Is(err, errNoProgram) {
+		t.Errorf("got %v, want errNoProgram", err)
+	}
+	p := l.start("other")
+	p.do("socket packet")
+	p.eventually("ok", "option "+bypass) // the kernel frees a link a moment after its last pin
 }
 
 // TestReceivers: who gets what arrives by the tunnel, and from where it is answered.
@@ -400,7 +439,7 @@ func TestHandover(t *testing.T) {
 		t.Errorf("pins are left: %v", err)
 	}
 	bad.do("socket udp4")
-	bad.want("ok", "bind 198.18.0.5:5001")
+	bad.eventually("ok", "bind 198.18.0.5:5001") // the kernel frees a link a moment after its last pin
 }
 
 // TestRevocation: a rule that is taken back stops both directions at once, and a new one needs no new connection.

@@ -289,6 +289,18 @@ func (p *proc) want(answer, format string, args ...any) {
 	}
 }
 
+// eventually repeats a command until its answer is the expected one.
+func (p *proc) eventually(answer, cmd string) {
+	p.t.Helper()
+	got := p.do("%s", cmd)
+	for end := time.Now().Add(helperWait); got != answer && time.Now().Before(end); {
+		got = p.do("%s", cmd)
+	}
+	if got != answer {
+		p.t.Errorf("%s: got %q, want %q", cmd, got, answer)
+	}
+}
+
 // wire returns the first packet that leaves by the tunnel and that match accepts, or nil after a while.
 func (l *lab) wire(wait time.Duration, match func([]byte) bool) []byte {
 	l.t.Helper()

@@ -63,8 +63,12 @@ type Traffic struct{ Packets, Bytes uint64 }
 // Version is a View by its numbers; flows carry only the generation.
 type Version struct{ Generation, Revision uint64 }
 
-// readerTick is how often the reader looks by itself: programs wake it only when much is queued.
-const readerTick = 100 * time.Millisecond
+// The reader looks by itself, because programs wake it only when much is queued: soon while records arrive, and less and
+// less often on a host where nothing happens.
+const (
+	readerTick    = 100 * time.Millisecond
+	readerMaxTick = 800 * time.Millisecond
+)
 
 // Events gives every event to f, in the order of the kernel's ring, until ctx ends. There is one reader at a time; f
 // must not keep it long, since what finds no room is lost (and counted, see Event.LostBefore).
@@ -79,9 +83,9 @@ func (e *Enforcer) Events(ctx context.Context, f func(Event)) error {
 		return err
 	}
 	var rec ringbuf.Record
-	clk := readClock()
+	clk, tick := readClock(), readerTick
 	for ctx.Err() == nil {
-		r.SetDeadline(time.Now().Add(readerTick))
+		r.SetDeadline(time.Now().Add(tick))
 		err := r.ReadInto(&rec)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("read the event ring: %w", err)
@@ -96,8 +100,10 @@ func (e *Enforcer) Events(ctx context.Context, f func(Event)) error {
 				f(Event{Kind: EventLoss, Time: clk.wall, LostBefore: lost - known})
 				known = lost
 			}
+			tick = min(2*tick, readerMaxTick)
 			continue
 		}
+		tick = readerTick
 		if ev, ok := decodeEvent(rec.RawSample, clk); ok {
 			f(ev)
 		}

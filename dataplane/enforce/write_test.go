@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
@@ -107,6 +108,56 @@ func TestApplyAllOrNothing(t *testing.T) {
 	if k.w.generation != 1 || k.entries(t) != 10 || k.addrs(t) != 11 {
 		t.Errorf("generation %d, %d entries, %d addresses", k.w.generation, k.entries(t), k.addrs(t))
 	}
+}
+
+// TestApplyMakesRoom: a policy that does not fit beside the old one replaces it all the same, and one that never fits
+// leaves nothing of the old one in force.
+func TestApplyMakesRoom(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Sizes.Entries = 100
+	e := l.open()
+	// rules are n entries of A, on ports from a first one on.
+	rules := func(first, n int) *policy.View {
+		v := l.view()
+		for i := range n {
+			permit(v, uint32(first), numA, numRemote, flow.UDP, uint16(first+i))
+		}
+		return v
+	}
+	must(t, e.Apply(context.Background(), rules(1000, 60)), "apply")
+	a := l.start("a")
+	a.do("socket udp4")
+	a.want("ok", "sendto 198.18.1.9:1000 x")
+	must(t, e.Apply(context.Background(), rules(2000, 59)), "replace")
+	a.want("EACCES", "sendto 198.18.1.9:1000 x")
+	a.want("ok", "sendto 198.18.1.9:2000 x")
+	if err := e.Apply(context.Background(), rules(3000, 101)); !errors.Is(err, ErrTooBig) {
+		t.Errorf("got %v, want ErrTooBig", err)
+	}
+	a.want("EACCES", "sendto 198.18.1.9:2000 x")
+	a.want("EACCES", "sendto 198.18.1.9:3000 x")
+	must(t, e.Apply(context.Background(), rules(1000, 100)), "apply after all was denied")
+	a.want("ok", "sendto 198.18.1.9:1099 x")
+}
+
+// TestDefaultSizes: what Validate lets pass fits, and two of the coordinator's largest policies fit beside each other.
+func TestDefaultSizes(t *testing.T) {
+	n := Sizes{}.withDefaults().mapEntries()
+	compiled := uint32(policy.MaxEntries / 2) // coordinator/compile
+	if n[mapAddrs] < 2*policy.MaxAddresses || n[mapLocals] < 2*policy.MaxLocals || n[mapRulesets] < 2*policy.MaxRulesets || n[mapEntries] < 2*compiled {
+		t.Errorf("the maps are too small for a view: %v", n)
+	}
+	const bucket, sane = 16, 64 << 20
+	bytes := uint32(0)
+	for name, size := range n {
+		if name != mapEvents {
+			bytes += bucket * size
+		}
+	}
+	if bytes > sane {
+		t.Errorf("an idle host pays %d MiB for hash buckets", bytes>>20)
+	}
+	t.Logf("%d KiB of hash buckets", bytes>>10)
 }
 
 // TestTakeOver: a new writer keeps what is whole, and removes what an interrupted one left.

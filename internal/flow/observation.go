@@ -23,6 +23,7 @@ type Observation struct {
 	Local  string
 	Cgroup uint64 // of the local socket; 0 if unknown
 	UID    uint32
+	PID    uint32 // of the process that called; 0 for packets, whose sender the kernel does not tell
 	// Counters of the whole flow so far: Out is from source to destination.
 	PacketsOut, PacketsIn uint64
 	BytesOut, BytesIn     uint64

@@ -289,10 +289,12 @@ func (j *judge) call() Decision {
 }
 
 // quoted passes an ICMP error with the connection that it quotes; it never opens or refreshes one. The error must
-// travel against the packet that it quotes (RFC 792, RFC 4443).
+// travel against the packet that it quotes (RFC 792, RFC 4443). The overlay has no routers, so one that arrives comes
+// from the very host that the quoted packet was sent to.
 func (j *judge) quoted() Decision {
 	q := *j.p.Quoted
-	if q.Src.Addr() != j.p.Tuple.Dst.Addr() {
+	arrives := j.p.Hook == HookIngressDevice || j.p.Hook == HookIngressSocket
+	if q.Src.Addr() != j.p.Tuple.Dst.Addr() || arrives && q.Dst.Addr() != j.p.Tuple.Src.Addr() {
 		return j.deny(flow.CTInvalid)
 	}
 	key, _ := q.Canonical()

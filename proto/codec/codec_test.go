@@ -76,13 +76,19 @@ func publicKey(t testing.TB, b byte) key.Public {
 	return p
 }
 
-// sections is a small but complete snapshot for node api-1.
-func (w *world) sections(t testing.TB) []codec.Section {
+func (w *world) self(t testing.TB, status string) mesh.Self {
 	t.Helper()
-	nodeID, err := w.td.Node("api-1")
+	id, err := w.td.Node("api-1")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return mesh.Self{ID: id, Number: 256, Node: "api-1", Addresses: addrs(1), Status: status,
+		Overlay4: netip.MustParsePrefix("198.18.0.0/15"), Overlay6: netip.MustParsePrefix("fd00:5e77::/48")}
+}
+
+// sections is a small but complete snapshot for node api-1.
+func (w *world) sections(t testing.TB) []codec.Section {
+	t.Helper()
 	api := w.id(t, "app/api-server")
 	sel, err := policy.ParseSelector("unit:api.service")
 	if err != nil {
@@ -95,8 +101,7 @@ func (w *world) sections(t testing.TB) []codec.Section {
 		codec.EncodeRuleset(300, policy.Ruleset{
 			{Peer: 301, Proto: flow.TCP, Port: 5432}: {Allow: policy.Slot{Rule: 4, NotAfter: w.now.Add(time.Hour)}},
 		}),
-		codec.EncodeSelf(mesh.Self{ID: nodeID, Number: 256, Node: "api-1", Addresses: addrs(1), Status: "active",
-			Overlay4: netip.MustParsePrefix("198.18.0.0/15"), Overlay6: netip.MustParsePrefix("fd00:5e77::/48")}),
+		codec.EncodeSelf(w.self(t, "active")),
 		codec.EncodeWorkloads([]mesh.Workload{{ID: api, Number: 300, Addresses: addrs(5), Selectors: []policy.Selector{sel}}}),
 	}
 }
@@ -199,6 +204,16 @@ func TestRefusals(t *testing.T) {
 		"changed body":      {make: func() *signetv1.Update { u := w.update(5, all, all...); u.Sections[3].Body[0] ^= 1; return u }, want: codec.ErrHash},
 		"no self": {make: func() *signetv1.Update {
 			s := append(append([]codec.Section{}, all[:4]...), all[5])
+			return w.update(5, s, s...)
+		}, want: codec.ErrMalformed},
+		"status that no agent knows": {make: func() *signetv1.Update {
+			s := append([]codec.Section{}, all...)
+			s[4] = codec.EncodeSelf(w.self(t, "suspended"))
+			return w.update(5, s, s...)
+		}, want: codec.ErrMalformed},
+		"no status": {make: func() *signetv1.Update {
+			s := append([]codec.Section{}, all...)
+			s[4] = codec.EncodeSelf(w.self(t, ""))
 			return w.update(5, s, s...)
 		}, want: codec.ErrMalformed},
 		"epoch zero": {make: func() *signetv1.Update { return w.update(0, all, all...) }, want: codec.ErrMalformed},

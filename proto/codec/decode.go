@@ -234,6 +234,11 @@ func decodeSelf(body []byte, td identity.TrustDomain, node string) (mesh.Self, e
 	if err4 != nil || err6 != nil || !o4.Addr().Is4() || !o6.Addr().Is6() || o4.Bits() < 8 || o6.Bits() < 32 {
 		return mesh.Self{}, malformed("overlay ranges %q and %q", m.Overlay4, m.Overlay6)
 	}
+	switch m.Status {
+	case "active", "pending", "revoked":
+	default: // an agent that does not know the word must not take it for active
+		return mesh.Self{}, malformed("self has status %.32q, expected active, pending or revoked", m.Status)
+	}
 	return mesh.Self{ID: id, Number: n, Node: m.Node, Addresses: addrs, Overlay4: o4.Masked(), Overlay6: o6.Masked(), Status: m.Status}, nil
 }
 

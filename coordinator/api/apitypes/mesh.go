@@ -32,7 +32,7 @@ type JoinTokenRequest struct {
 	Node      string `json:"node,omitempty" maxLength:"252" doc:"Name or glob that the token binds; without one the node waits for approval"`
 	TTL       string `json:"ttl,omitempty" maxLength:"32" doc:"Life of the token, as 1h or 30m; 1h when absent"`
 	Uses      int    `json:"uses,omitempty" minimum:"1" maximum:"100000" doc:"How many nodes may join with it; 1 when absent"`
-	Ephemeral bool   `json:"ephemeral,omitempty" doc:"Nodes that joined with it are removed when they stay away"`
+	Ephemeral bool   `json:"ephemeral,omitempty" doc:"Nodes that joined with it are removed when they stay away; not built yet, true is refused"`
 	Replace   bool   `json:"replace,omitempty" doc:"A node of an existing name may take its place"`
 }
 

@@ -14,9 +14,14 @@ const (
 func (b *builder) quotes() {
 	out := tcp(a4, 1000, remote4, 443)
 	in6 := udp(remote6, 4000, a6, 5000)
-	dev, sock := policy.HookIngressDevice, policy.HookEgressDevice
+	dev, rcv, sock := policy.HookIngressDevice, policy.HookIngressSocket, policy.HookEgressDevice
 	b.add("quote: an error about what we sent", errorFor(dev, remote4, a4, kernel, out), pass(1, Remote, A), known(out, 1))
-	b.add("quote: an error from another host on the way", errorFor(dev, broad4, a4, kernel, out), pass(1, Broad, A), known(out, 1))
+	b.add("quote: from a peer that the packet was not for", errorFor(dev, broad4, a4, kernel, out), refuse(flow.CTInvalid, Broad, A), known(out, 1), leaves(1))
+	b.add("quote: from a peer that the packet was not for, IPv6", errorFor(dev, broad6, a6, kernel, in6.Reverse()), refuse(flow.CTInvalid, Broad, A), known(in6, 41), leaves(1))
+	b.add("quote: received", errorFor(rcv, remote4, a4, in(cgA), out), pass(1, Remote, A), known(out, 1))
+	b.add("quote: received, IPv6", errorFor(rcv, remote6, a6, in(cgA), in6.Reverse()), pass(41, Remote, A), known(in6, 41))
+	b.add("quote: received from a peer that the packet was not for", errorFor(rcv, broad4, a4, in(cgA), out), refuse(flow.CTInvalid, Broad, A), known(out, 1), leaves(1))
+	b.add("quote: received from a peer that the packet was not for, IPv6", errorFor(rcv, broad6, a6, in(cgA), in6.Reverse()), refuse(flow.CTInvalid, Broad, A), known(in6, 41), leaves(1))
 	b.add("quote: an error about a reply of ours, IPv6", errorFor(dev, remote6, a6, kernel, in6.Reverse()), pass(41, Remote, A), known(in6, 41))
 	b.add("quote: an error of our kernel", errorFor(sock, a6, remote6, kernel, in6), pass(41, A, Remote), known(in6, 41))
 	b.add("quote: about nothing", errorFor(dev, remote4, a4, kernel, out), refuse(flow.CTInvalid, Remote, A))
