@@ -14,7 +14,7 @@ import (
 const settle = 50 * time.Millisecond
 
 // hookTick is how often the judge's hooks are looked at: nothing tells when another tool detaches one.
-const hookTick = 2 * time.Second
+const hookTick = 5 * time.Second
 
 // errDeviceGone ends Repair: only a new start makes the device anew.
 var errDeviceGone = errors.New("the tunnel's device was removed by somebody else")

@@ -78,7 +78,7 @@ type Config struct {
 	Sizes      Sizes
 	Logger     *slog.Logger // nil discards
 
-	// SweepEvery is how often idle connections are removed; 0 takes 10 s, negative never.
+	// SweepEvery is how often idle connections are removed; 0 takes 20 s, negative never.
 	SweepEvery time.Duration
 }
 
@@ -86,7 +86,7 @@ func (c Config) pins() string  { return filepath.Join(c.BPFFS, ABI) }
 func (c Config) maps() string  { return filepath.Join(c.pins(), "maps") }
 func (c Config) links() string { return filepath.Join(c.pins(), "links") }
 
-const defaultSweep = 10 * time.Second
+const defaultSweep = 20 * time.Second
 
 func (c Config) complete() (Config, error) {
 	if !c.Overlay4.IsValid() || !c.Overlay4.Addr().Is4() || !c.Overlay6.IsValid() || c.Overlay6.Addr().Is4() {
