@@ -36,6 +36,7 @@ type bench struct {
 	dir, bin string
 	pairs    int
 	seconds  int
+	only     string // one of the numbers of entries; empty for all
 	failed   []string
 }
 
@@ -43,6 +44,7 @@ func main() {
 	only := flag.String("only", "", "comma-separated names of benchmarks; empty runs all: judge, tcp, idle, policy, enrol")
 	pairs := flag.Int("pairs", 10, "interleaved pairs of each throughput comparison")
 	seconds := flag.Int("seconds", 4, "length of one throughput measurement")
+	entries := flag.String("entries", "", "measure throughput only at this many policy entries: 10 or 100000")
 	bin := flag.String("bin", "bin", "folder with the built programs")
 	flag.Parse()
 	if missing := netlab.Missing(); len(missing) > 0 {
@@ -51,13 +53,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *only, *bin, *pairs, *seconds); err != nil {
+	if err := run(ctx, *only, *bin, bench{pairs: *pairs, seconds: *seconds, only: *entries}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, only, bin string, pairs, seconds int) error {
+func run(ctx context.Context, only, bin string, b bench) error {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -70,7 +72,7 @@ func run(ctx context.Context, only, bin string, pairs, seconds int) error {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return fmt.Errorf("make work folder: %w", err)
 	}
-	b := &bench{dir: dir, bin: bin, pairs: pairs, seconds: seconds}
+	b.dir, b.bin = dir, bin
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error

@@ -50,6 +50,9 @@ func (b *bench) tcp(ctx context.Context) error {
 		name   string
 		policy string
 	}{{"10", scenario.Workloads + portRules(5428, 10)}, {"100000", scenario.Workloads + manyRules()}} {
+		if b.only != "" && b.only != at.name {
+			continue
+		}
 		if err := d.ApplyPolicy(ctx, at.policy); err != nil {
 			return err
 		}
