@@ -38,7 +38,7 @@ func ip(t *testing.T, args string) {
 func newJudged(t *testing.T) *Dataplane {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root to make network namespaces and devices")
 	}
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	must(t, unix.Unshare(unix.CLONE_NEWNET), "new network namespace")

@@ -91,7 +91,7 @@ func TestResolve(t *testing.T) {
 
 func TestUnitOfAnotherOwnerNeverMatches(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root to give directories to another owner")
 	}
 	root := t.TempDir()
 	mkdir(t, root, "/system.slice/api.service/worker")

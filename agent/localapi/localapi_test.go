@@ -206,7 +206,7 @@ func TestStaleSocketIsReplacedAndALivingOneIsNot(t *testing.T) {
 // TestOtherUsers opens the socket's mode, so that only the check of the caller is left.
 func TestOtherUsers(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root: asks as another user, or gives files away")
 	}
 	f := &fakeAgent{}
 	c := serve(t, f)

@@ -113,7 +113,7 @@ func TestDamagedIdentityIsRefusedByName(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if os.Geteuid() != 0 && name == "wrong owner" {
-				t.Skip("needs root")
+				t.Skip("needs root: asks as another user, or gives files away")
 			}
 			p := newPaths(t)
 			d := p.open(t)
@@ -156,7 +156,7 @@ func TestOpenRefusesWhatOthersPrepared(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if os.Geteuid() != 0 && name == "other owner" {
-				t.Skip("needs root")
+				t.Skip("needs root: asks as another user, or gives files away")
 			}
 			p := newPaths(t)
 			c.prepare(t, p)

@@ -60,7 +60,7 @@ type lab struct {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if !root() {
-		t.Skip("needs root")
+		t.Skip("needs root to load programs and to make namespaces and cgroups")
 	}
 }
 

@@ -182,7 +182,7 @@ func TestCutPackets(t *testing.T) {
 // guard never takes what is not an overlay packet.
 func FuzzFrame(f *testing.F) {
 	if testing.Short() {
-		f.Skip("needs a kernel")
+		f.Skip("runs packets through the loaded programs: left out of -short")
 	}
 	needRootFuzz(f)
 	k := newOddTwin(f)
@@ -218,6 +218,6 @@ func FuzzFrame(f *testing.F) {
 func needRootFuzz(f *testing.F) {
 	f.Helper()
 	if !root() {
-		f.Skip("needs root")
+		f.Skip("needs root to load programs into the kernel")
 	}
 }

@@ -63,7 +63,7 @@ func TestOpenLeavesLinkDown(t *testing.T) {
 func TestDeviceOutlivesEngine(t *testing.T) {
 	a, b := newPair(t)
 	to := b.echo(b.v4())
-	c, err := a.dial(to, 5*time.Second)
+	c, err := a.dial(to, 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
