@@ -5,7 +5,7 @@ import (
 	"reflect"
 	"sync/atomic"
 
-	"golang.zx2c4.com/wireguard/conn"
+	"github.com/tailscale/wireguard-go/conn"
 )
 
 // splitBind is the engine's standard bind, with IPv6 packets sent through a twin of it.
@@ -45,11 +45,11 @@ func (b *splitBind) Close() error {
 }
 
 // Send sends a batch to one destination.
-func (b *splitBind) Send(bufs [][]byte, to conn.Endpoint) error {
+func (b *splitBind) Send(bufs [][]byte, to conn.Endpoint, offset int) error {
 	if six := b.six.Load(); six != nil && to.DstIP().Is6() {
-		return six.Send(bufs, to)
+		return six.Send(bufs, to, offset)
 	}
-	return b.Bind.Send(bufs, to)
+	return b.Bind.Send(bufs, to, offset)
 }
 
 // twin makes a bind that sends through the IPv6 socket of another. The fields are private to the engine, so they are

@@ -51,7 +51,7 @@ func TestBothFamiliesAtOnce(t *testing.T) {
 			for n := range rounds * len(to) {
 				ep, err := bind.ParseEndpoint(to[n%len(to)])
 				if err == nil {
-					err = bind.Send([][]byte{[]byte("x")}, ep)
+					err = bind.Send([][]byte{[]byte("x")}, ep, 0)
 				}
 				if err != nil {
 					t.Errorf("send to %s: %v", to[n%len(to)], err)

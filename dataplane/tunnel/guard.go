@@ -5,7 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.zx2c4.com/wireguard/tun"
+	"github.com/tailscale/wireguard-go/tun"
 )
 
 // addrSet is an immutable set of addresses, keyed so that a packet's bytes are looked up without a conversion.
@@ -87,20 +87,20 @@ func newGuard(dev tun.Device) *guard {
 	return g
 }
 
-// Read reads a batch and empties what may not leave: the engine skips packets of size zero. The buffers must keep
-// their places, because the engine ties each to a queue element of the same index.
-func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := g.Device.Read(bufs, sizes, offset)
+// Read reads a batch and empties what may not leave: the engine skips packets of size zero.
+func (g *guard) Read(slab []byte, packets []tun.ReadPacket) (int, error) {
+	n, err := g.Device.Read(slab, packets)
 	set := g.own.Load()
 	var foreign uint64
-	for i := range n {
-		switch set.judge(bufs[i][offset : offset+sizes[i]]) {
+	for i := range packets[:n] {
+		p := &packets[i]
+		switch set.judge(slab[p.Offset : p.Offset+p.Size]) {
 		case ownSource:
 			continue
 		case foreignSource:
 			foreign++
 		}
-		sizes[i] = 0
+		p.Size = 0
 	}
 	if foreign > 0 {
 		g.foreign.Add(foreign)

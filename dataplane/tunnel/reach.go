@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"golang.zx2c4.com/wireguard/device"
+	"github.com/tailscale/wireguard-go/device"
 
 	"github.com/signet-overlay/signet/internal/key"
 )
@@ -104,9 +104,7 @@ func (u *Userspace) observeLocked(now time.Time) (report, error) {
 // the same endpoint, should nothing be tried before.
 func (u *Userspace) initiateLocked(k key.Public, e *entry, s step) {
 	if s.set.IsValid() {
-		if err := u.engine.IpcSet(configEndpoint(k, s.set)); err != nil {
-			u.log.Debug("set endpoint", "peer", k.Short(), "endpoint", s.set, "err", err)
-		}
+		u.bind.move(k, s.set)
 	}
 	if s.force {
 		// The engine sends no initiation within 5 s of another, which is too slow for going through candidates. Ending

@@ -5,9 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/signet-overlay/signet/internal/key"
@@ -16,56 +14,20 @@ import (
 // This file writes and reads WireGuard's configuration protocol (https://www.wireguard.com/xplatform/). The private
 // key never passes through it: it is set through the engine's API, and skipped when the engine prints it.
 
-// configCreate describes a new peer.
+// configCreate describes a new peer, without the addresses that it may use: see holdLocked. Its endpoint is named by its
+// key, and stands for wherever it is: see roamingBind.
 func configCreate(p Peer) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\n", p.Key.Hex())
-	if len(p.Endpoints) > 0 {
-		fmt.Fprintf(&b, "endpoint=%s\n", p.Endpoints[0])
-	}
-	fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", p.Keepalive/time.Second)
-	for _, a := range p.AllowedIPs {
-		fmt.Fprintf(&b, "allowed_ip=%s\n", a)
-	}
-	return b.String()
+	return fmt.Sprintf("public_key=%s\nreplace_allowed_ips=true\nendpoint=%s\npersistent_keepalive_interval=%d\n",
+		p.Key.Hex(), p.Key.Hex(), p.Keepalive/time.Second)
 }
 
-// configChange describes the difference between two descriptions of a peer; empty when WireGuard need not know. It adds
-// and removes single addresses, because replacing the whole list would refuse packets of the addresses that stay.
-func configChange(old, p Peer) string {
-	var b strings.Builder
-	if old.Keepalive != p.Keepalive {
-		fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", p.Keepalive/time.Second)
-	}
-	for _, a := range p.AllowedIPs {
-		if !hasPrefix(old.AllowedIPs, a) {
-			fmt.Fprintf(&b, "allowed_ip=%s\n", a)
-		}
-	}
-	for _, a := range old.AllowedIPs {
-		if !hasPrefix(p.AllowedIPs, a) {
-			fmt.Fprintf(&b, "allowed_ip=-%s\n", a)
-		}
-	}
-	if b.Len() == 0 {
-		return ""
-	}
-	return fmt.Sprintf("public_key=%s\nupdate_only=true\n%s", p.Key.Hex(), b.String())
-}
-
-// configEndpoint sets the endpoint of a peer that exists.
-func configEndpoint(k key.Public, e netip.AddrPort) string {
-	return fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", k.Hex(), e)
+// configKeepalive sets the keepalive of a peer that exists.
+func configKeepalive(p Peer) string {
+	return fmt.Sprintf("public_key=%s\nupdate_only=true\npersistent_keepalive_interval=%d\n", p.Key.Hex(), p.Keepalive/time.Second)
 }
 
 // configRemove removes a peer.
 func configRemove(k key.Public) string { return fmt.Sprintf("public_key=%s\nremove=true\n", k.Hex()) }
-
-// hasPrefix searches a list in normal form.
-func hasPrefix(sorted []netip.Prefix, p netip.Prefix) bool {
-	_, ok := slices.BinarySearchFunc(sorted, p, comparePrefix)
-	return ok
-}
 
 // report is what the engine says of itself.
 type report struct {
@@ -118,7 +80,9 @@ func (r *reportReader) take(name, value string) (err error) {
 			r.key, err = key.PublicFromBytes(raw)
 		}
 	case "endpoint":
-		r.peer.endpoint, err = netip.ParseAddrPort(value)
+		if value != "" { // a peer that was never heard of and has no candidate
+			r.peer.endpoint, err = netip.ParseAddrPort(value)
+		}
 	case "last_handshake_time_sec":
 		r.secs, err = strconv.ParseInt(value, 10, 64)
 	case "last_handshake_time_nsec":

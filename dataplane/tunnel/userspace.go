@@ -8,12 +8,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/tailscale/wireguard-go/device"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/signet-overlay/signet/internal/key"
 )
@@ -34,6 +33,7 @@ type Userspace struct {
 	log    *slog.Logger
 
 	engine *device.Device
+	bind   *roamingBind
 	guard  *guard
 	events *events
 
@@ -80,12 +80,12 @@ func OpenUserspace(ctx context.Context, cfg Config) (*Userspace, error) {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
 	u := &Userspace{
-		name: cfg.Name, public: cfg.PrivateKey.Public(), log: cfg.Logger, guard: newGuard(dev),
+		name: cfg.Name, public: cfg.PrivateKey.Public(), log: cfg.Logger, bind: newRoamingBind(), guard: newGuard(dev),
 		now: make(chan struct{}, 1), soon: make(chan struct{}, 1),
 		table: peerTable{peers: make(map[key.Public]*entry), holders: make(map[netip.Prefix]key.Public)},
 	}
 	u.events = newEvents(cfg.Logger, func() { signal(u.soon) })
-	u.engine = device.NewDevice(u.guard, newSplitBind(), u.events.logger())
+	u.engine = device.NewDevice(u.guard, u.bind, u.events.logger())
 	if err := u.configure(cfg); err != nil {
 		u.engine.Close()
 		return nil, fmt.Errorf("open tunnel: %w", err)
@@ -167,26 +167,14 @@ func (u *Userspace) SetOwnAddresses(addrs []netip.Addr) { u.guard.own.Store(newA
 
 // RoutesChanged makes the engine forget from which local address it last reached each peer, so that the kernel chooses
 // anew. Call it when addresses or routes of the underlay have changed. Sessions go on. (The engine's own listener for
-// that wants its standard bind, see splitBind.)
+// that wants its standard bind.)
 func (u *Userspace) RoutesChanged(ctx context.Context) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err := u.usableLocked(ctx); err != nil {
 		return err
 	}
-	r, err := u.reportLocked()
-	if err != nil {
-		return err
-	}
-	var config strings.Builder
-	for k := range u.table.peers {
-		if e := r.peers[k].endpoint; e.IsValid() {
-			config.WriteString(configEndpoint(k, e))
-		}
-	}
-	if err := u.engine.IpcSet(config.String()); err != nil {
-		return fmt.Errorf("renew sources of tunnel %s: %w", u.name, err)
-	}
+	u.bind.forgetSources()
 	return nil
 }
 
@@ -309,8 +297,13 @@ func (u *Userspace) createLocked(p Peer) error {
 	if len(u.table.peers) >= maxPeers {
 		return fmt.Errorf("%w %s: there are %d peers already, the most that one tunnel holds", ErrPeer, p.Key.Short(), maxPeers)
 	}
+	if len(p.Endpoints) > 0 {
+		u.bind.move(p.Key, p.Endpoints[0])
+	}
 	if err := u.engine.IpcSet(configCreate(p)); err != nil {
-		return fmt.Errorf("create peer %s: %w", p.Key.Short(), errors.Join(err, u.engine.IpcSet(configRemove(p.Key))))
+		err = errors.Join(err, u.engine.IpcSet(configRemove(p.Key)))
+		u.bind.forget(p.Key)
+		return fmt.Errorf("create peer %s: %w", p.Key.Short(), err)
 	}
 	peer := u.engine.LookupPeer(device.NoisePublicKey(p.Key.Bytes()))
 	if peer == nil {
@@ -332,8 +325,8 @@ func (u *Userspace) changeLocked(e *entry, p Peer) error {
 	if equal(e.desc, p) {
 		return nil
 	}
-	if config := configChange(e.desc, p); config != "" {
-		if err := u.engine.IpcSet(config); err != nil {
+	if e.desc.Keepalive != p.Keepalive {
+		if err := u.engine.IpcSet(configKeepalive(p)); err != nil {
 			return fmt.Errorf("change peer %s: %w", p.Key.Short(), err)
 		}
 	}
@@ -349,9 +342,11 @@ func (u *Userspace) changeLocked(e *entry, p Peer) error {
 	return nil
 }
 
-// holdLocked records p as in force. An address that another peer held was taken from it by WireGuard, so it leaves
-// that peer's description too: otherwise a later Update could mistake the description for the truth.
+// holdLocked makes the peer's addresses those of p, and records p as in force. The engine asks a peer's own list for
+// what it receives, and does not take an address from one peer when another gets it: so it is taken from the other
+// first, and never belongs to two.
 func (u *Userspace) holdLocked(e *entry, p Peer) {
+	lost := make(map[*entry]struct{})
 	for _, a := range e.desc.AllowedIPs {
 		if u.table.holders[a] == p.Key {
 			delete(u.table.holders, a)
@@ -360,9 +355,14 @@ func (u *Userspace) holdLocked(e *entry, p Peer) {
 	for _, a := range p.AllowedIPs {
 		if other, ok := u.table.peers[u.table.holders[a]]; ok && other != e {
 			other.desc.AllowedIPs = slices.DeleteFunc(slices.Clone(other.desc.AllowedIPs), func(b netip.Prefix) bool { return a == b })
+			lost[other] = struct{}{}
 		}
 		u.table.holders[a] = p.Key
 	}
+	for other := range lost {
+		other.peer.SetAllowedIPs(other.desc.AllowedIPs)
+	}
+	e.peer.SetAllowedIPs(p.AllowedIPs)
 	e.desc = p
 }
 
@@ -380,6 +380,7 @@ func (u *Userspace) deleteLocked(k key.Public) error {
 		}
 	}
 	delete(u.table.peers, k)
+	u.bind.forget(k)
 	u.events.forget(e.peer)
 	return nil
 }
