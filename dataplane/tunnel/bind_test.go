@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,11 @@ func TestBothFamiliesAtOnce(t *testing.T) {
 	s := newSpace(t)
 	s.ip("addr add fd00:1::1/128 dev lo nodad")
 	s.ip("addr add fd00:2::2/128 dev lo nodad")
+	// The kernel installs the routes of new IPv6 addresses by and by, and drops what is sent before in silence.
+	eventually(t, 2*time.Second, "routes to the new addresses", func() bool {
+		local := s.ip("-6 route show table local")
+		return strings.Contains(local, "fd00:1::1") && strings.Contains(local, "fd00:2::2")
+	})
 	var got [3]atomic.Int64
 	var to [3]string
 	bind := newSplitBind()
