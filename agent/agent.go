@@ -89,7 +89,7 @@ func New(cfg Config, deps Deps, log *slog.Logger) (*Agent, error) {
 		a.root = real
 	}
 	a.plane = &plane{}
-	a.paths, a.watcher = attest.NewPaths(a.root), attest.NewWatcher(a.root, log)
+	a.paths, a.watcher = attest.NewPaths(a.root), attest.NewWatcher(cfg.attestHost(a.root), log)
 	a.rec = reconcile.New(a.plane, reconcile.OnLeaseEnd(cfg.OnLeaseEnd), log)
 	a.flows = flowlog.New(cfg.Node, a.paths.Unit)
 	if cfg.FlowLog.File != "" {
@@ -243,7 +243,7 @@ func (a *Agent) sayReady() {
 // planeConfig is how to open the dataplane; ok is false while it should not be open.
 func (a *Agent) planeConfig() (dataplane.Config, bool) {
 	cfg := dataplane.Config{Interface: a.cfg.Interface, ListenPort: a.cfg.ListenPort, MTU: dataplane.DefaultMTU,
-		CgroupRoot: a.root, BPFFS: a.cfg.BPFFS, Logger: a.log}
+		CgroupRoot: a.root, BPFFS: a.cfg.BPFFS, Logger: a.log, AcceptGaps: a.cfg.AcceptGaps}
 	id := a.id.Load()
 	if id == nil || !id.Overlay4.IsValid() {
 		return cfg, false

@@ -9,7 +9,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/signet-overlay/signet/agent/attest"
 	"github.com/signet-overlay/signet/agent/reconcile"
+	"github.com/signet-overlay/signet/dataplane"
 	"github.com/signet-overlay/signet/internal/identity"
 	"github.com/signet-overlay/signet/internal/policy"
 	"github.com/signet-overlay/signet/internal/policydoc"
@@ -43,6 +45,8 @@ type Config struct {
 	CgroupRoot    string            `yaml:"cgroup_root"`
 	BPFFS         string            `yaml:"bpffs"`
 	Tunnel        string            `yaml:"tunnel"`
+	AcceptGaps    []string          `yaml:"accept_gaps"`
+	Containers    ContainerState    `yaml:"container_state"`
 	OnLeaseEnd    string            `yaml:"on_lease_end"`
 	KeyFile       string            `yaml:"key_file"`
 	Metrics       string            `yaml:"metrics"`
@@ -56,11 +60,25 @@ type FlowLog struct {
 	Sinks      []any           `yaml:"sinks,notbuilt"`
 }
 
+// ContainerState is the key container_state: where container runtimes keep their state, for selectors container:.
+type ContainerState struct {
+	Docker     string `yaml:"docker"`
+	Containerd string `yaml:"containerd"`
+	PodmanRun  string `yaml:"podman_run"` // of CRI-O too
+	PodmanLib  string `yaml:"podman_lib"`
+}
+
+// attestHost is where attest looks.
+func (c *Config) attestHost(cgroups string) attest.Host {
+	return attest.Host{Root: cgroups, Tunnel: c.Interface, Runtimes: attest.Runtimes(c.Containers)}
+}
+
 // DefaultConfig is what an empty file means.
 func DefaultConfig() Config {
 	return Config{
 		StateDir: "/var/lib/signet", Socket: "/run/signet/agent.sock", WorkloadAPI: defaultWorkloadAPI,
 		Interface: "signet0", ListenPort: 51820, CgroupRoot: auto, BPFFS: "/sys/fs/bpf/signet", Tunnel: auto,
+		Containers: ContainerState(attest.DefaultRuntimes()),
 		OnLeaseEnd: string(reconcile.DenyAll), KeyFile: "/etc/signet/agent.key", Metrics: defaultMetrics,
 		FlowLog: FlowLog{SpoolBytes: defaultSpool},
 	}
@@ -104,7 +122,9 @@ func (c *Config) check() error {
 			return fmt.Errorf("coordinator: %w", err)
 		}
 	}
-	for key, path := range map[string]string{"state_dir": c.StateDir, "socket": c.Socket, "bpffs": c.BPFFS, "key_file": c.KeyFile} {
+	for key, path := range map[string]string{"state_dir": c.StateDir, "socket": c.Socket, "bpffs": c.BPFFS, "key_file": c.KeyFile,
+		"container_state.docker": c.Containers.Docker, "container_state.containerd": c.Containers.Containerd,
+		"container_state.podman_run": c.Containers.PodmanRun, "container_state.podman_lib": c.Containers.PodmanLib} {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%s: %q is not an absolute path", key, path)
 		}
@@ -131,6 +151,9 @@ func (c *Config) check() error {
 	case reconcile.DenyAll, reconcile.DenyNew, reconcile.Static:
 	default:
 		return fmt.Errorf("on_lease_end: %q is none of deny-all, deny-new, static", c.OnLeaseEnd)
+	}
+	if err := dataplane.CheckGaps(c.AcceptGaps); err != nil {
+		return fmt.Errorf("accept_gaps: %w", err)
 	}
 	return c.checkBuilt()
 }

@@ -37,7 +37,9 @@ func TestExampleConfigIsCorrect(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for text, says := range map[string]string{
 		"coordinator: [a:1, b:2]\nendpoints: [192.0.2.1, '192.0.2.2:4000']\ncgroup_root: /sys/fs/cgroup/x\non_lease_end: static": "",
-		"workload_api: ''\nmetrics: ''":                   "",
+		"workload_api: ''\nmetrics: ''":                       "",
+		"accept_gaps: [no-setsockopt-hook, cgroup-namespace]": "",
+		"accept_gaps: [no-setsockopt-hook, everything]":       `accept_gaps: no such gap: "everything"`,
 		"coordinatr: a:1":                                 "coordinatr",
 		"coordinator: nowhere":                            "coordinator",
 		"node: '../x'":                                    "node",

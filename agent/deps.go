@@ -62,3 +62,11 @@ func (p *plane) UpdateKeepalive(ctx context.Context, k key.Public, every time.Du
 	}
 	return nil
 }
+
+// UpdateRoutes passes on to a dataplane that can, and is content with one that cannot.
+func (p *plane) UpdateRoutes(ctx context.Context, behind map[netip.Addr]uint32) error {
+	if t, ok := p.Dataplane.(reconcile.Router); ok {
+		return t.UpdateRoutes(ctx, behind)
+	}
+	return nil
+}

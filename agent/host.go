@@ -67,7 +67,7 @@ func (h host) Apply(ctx context.Context, held *codec.Held) error {
 	h.match = match
 	h.mu.Unlock()
 	version := h.rec.Set(func(in *reconcile.Input) {
-		in.Snapshot, in.Locals = &held.Snapshot, match.Locals
+		in.Snapshot, in.Locals, in.Interfaces = &held.Snapshot, match.Locals, match.Interfaces
 		in.Overlay4, in.Overlay6 = held.Snapshot.Self.Overlay4, held.Snapshot.Self.Overlay6
 	})
 	h.wake()
@@ -227,7 +227,7 @@ func (a *Agent) matched(r attest.Result) {
 	a.mu.Lock()
 	a.match = r
 	a.mu.Unlock()
-	a.rec.Set(func(in *reconcile.Input) { in.Locals = r.Locals })
+	a.rec.Set(func(in *reconcile.Input) { in.Locals, in.Interfaces = r.Locals, r.Interfaces })
 }
 
 func workloadsOf(s *mesh.Snapshot) []mesh.Workload {

@@ -197,7 +197,7 @@ func (a *Agent) Workloads() []localapi.Workload {
 			one.Selectors = append(one.Selectors, sel.String())
 		}
 		if one.Matched {
-			one.Cgroups = []string{m.Path}
+			one.Cgroups = m.Cgroups()
 		}
 		out = append(out, one)
 	}

@@ -34,37 +34,33 @@ type JudgeAddrKey struct {
 type JudgeConn struct {
 	_          structs.HostLayout
 	Generation uint64
-	Expires    uint64
-	Deadline   uint64
 	Created    uint64
-	Flow       uint64
 	Seal       [2]uint64
-	Cgroup     [2]uint64
-	Packets    [2]uint64
 	Bytes      [2]uint64
-	Uid        [2]uint32
+	Packets    [2]uint32
 	Number     [2]uint32
 	Rule       uint32
-	Seen       uint32
-	Flags      uint32
-	Pad        uint32
+	Expires    uint32
+	Deadline   uint32
+	State      uint32
 }
 
 type JudgeEntry struct {
 	_     structs.HostLayout
 	Allow struct {
-		_         structs.HostLayout
-		NotBefore uint64
-		NotAfter  uint64
-		Rule      uint32
-		Pad       uint32
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
 	}
 	Deny struct {
-		_         structs.HostLayout
-		NotBefore uint64
-		NotAfter  uint64
-		Rule      uint32
-		Pad       uint32
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
+	}
+	Audit struct {
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
 	}
 }
 
@@ -81,7 +77,6 @@ type JudgeEvent struct {
 	_          structs.HostLayout
 	Time       uint64
 	Created    uint64
-	Flow       uint64
 	Generation uint64
 	Revision   uint64
 	Cgroup     uint64
@@ -109,6 +104,37 @@ type JudgeEvent struct {
 	Hook      uint8
 	Tcp       uint8
 	Pad       [2]uint8
+}
+
+type JudgeFragment struct {
+	_     structs.HostLayout
+	Until uint64
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type JudgeFragmentKey struct {
+	_   structs.HostLayout
+	Src struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Dst struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type JudgeIfaceKey struct {
+	_          structs.HostLayout
+	Generation uint64
+	Ifindex    uint32
+	Pad        uint32
 }
 
 type JudgeLocalKey struct {
@@ -140,7 +166,7 @@ type JudgeOwnKey struct {
 	Pad        uint32
 }
 
-type JudgeRanges struct {
+type JudgePrefixes struct {
 	_  structs.HostLayout
 	V4 struct {
 		_ structs.HostLayout
@@ -160,6 +186,16 @@ type JudgeRanges struct {
 	}
 }
 
+type JudgeRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Ruleset   uint32
+	Peer      uint32
+	Proto     uint8
+	Dir       uint8
+	Port      uint16
+}
+
 type JudgeReading struct {
 	_       structs.HostLayout
 	Jiffies uint64
@@ -170,14 +206,26 @@ type JudgeRuleset struct {
 	_       structs.HostLayout
 	Hash    [32]uint8
 	Entries uint32
-	Pad     uint32
+	Ranges  uint32
 }
 
 type JudgeSettings struct {
 	_          structs.HostLayout
 	Generation uint64
+	Netns      uint64
+	Swept      uint64
 	Tunnel     uint32
 	Wake       uint32
+	Traits     uint32
+	Quota      uint32
+}
+
+type JudgeSweeper struct {
+	_     structs.HostLayout
+	Timer struct {
+		_ structs.HostLayout
+		_ [16]byte
+	}
 }
 
 type JudgeTuple struct {
@@ -196,6 +244,16 @@ type JudgeTuple struct {
 	Pad   [3]uint8
 }
 
+type JudgeTuple4 struct {
+	_     structs.HostLayout
+	Src   uint32
+	Dst   uint32
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type JudgeView struct {
 	_          structs.HostLayout
 	Generation uint64
@@ -205,36 +263,52 @@ type JudgeView struct {
 	Pad        uint32
 }
 
+type JudgeWindow struct {
+	_         structs.HostLayout
+	NotBefore uint64
+	NotAfter  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	JudgeMapAddrs          = "addrs"
 	JudgeMapConfig         = "config"
-	JudgeMapConns          = "conns"
+	JudgeMapConns4         = "conns4"
+	JudgeMapConns6         = "conns6"
 	JudgeMapCounters       = "counters"
 	JudgeMapEntries        = "entries"
 	JudgeMapEvents         = "events"
+	JudgeMapFragments      = "fragments"
+	JudgeMapIfaces         = "ifaces"
 	JudgeMapLocals         = "locals"
 	JudgeMapLost           = "lost"
 	JudgeMapOwns           = "owns"
+	JudgeMapRanges         = "ranges"
 	JudgeMapReadings       = "readings"
 	JudgeMapRulesets       = "rulesets"
+	JudgeMapSweepers       = "sweepers"
+	JudgeMapUsage          = "usage"
 	JudgeMapViews          = "views"
+	JudgeMapWindows        = "windows"
 	JudgeProgBind4         = "bind4"
 	JudgeProgBind6         = "bind6"
 	JudgeProgConnect4      = "connect4"
 	JudgeProgConnect6      = "connect6"
 	JudgeProgEgress        = "egress"
 	JudgeProgGuard         = "guard"
+	JudgeProgGuardEgress   = "guard_egress"
 	JudgeProgIngress       = "ingress"
 	JudgeProgLoEgress      = "lo_egress"
 	JudgeProgSendmsg4      = "sendmsg4"
 	JudgeProgSendmsg6      = "sendmsg6"
 	JudgeProgSetsockopt    = "setsockopt"
 	JudgeProgSweep         = "sweep"
+	JudgeProgSweepTimer    = "sweep_timer"
 	JudgeProgTunnelEgress  = "tunnel_egress"
 	JudgeProgTunnelIngress = "tunnel_ingress"
+	JudgeVarHasNetns       = "has_netns"
 	JudgeVarLinkHeader     = "link_header"
 	JudgeVarOverlay        = "overlay"
 )
@@ -287,12 +361,14 @@ type JudgeProgramSpecs struct {
 	Connect6      *ebpf.ProgramSpec `ebpf:"connect6"`
 	Egress        *ebpf.ProgramSpec `ebpf:"egress"`
 	Guard         *ebpf.ProgramSpec `ebpf:"guard"`
+	GuardEgress   *ebpf.ProgramSpec `ebpf:"guard_egress"`
 	Ingress       *ebpf.ProgramSpec `ebpf:"ingress"`
 	LoEgress      *ebpf.ProgramSpec `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 	Setsockopt    *ebpf.ProgramSpec `ebpf:"setsockopt"`
 	Sweep         *ebpf.ProgramSpec `ebpf:"sweep"`
+	SweepTimer    *ebpf.ProgramSpec `ebpf:"sweep_timer"`
 	TunnelEgress  *ebpf.ProgramSpec `ebpf:"tunnel_egress"`
 	TunnelIngress *ebpf.ProgramSpec `ebpf:"tunnel_ingress"`
 }
@@ -301,24 +377,32 @@ type JudgeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeMapSpecs struct {
-	Addrs    *ebpf.MapSpec `ebpf:"addrs"`
-	Config   *ebpf.MapSpec `ebpf:"config"`
-	Conns    *ebpf.MapSpec `ebpf:"conns"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Entries  *ebpf.MapSpec `ebpf:"entries"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Locals   *ebpf.MapSpec `ebpf:"locals"`
-	Lost     *ebpf.MapSpec `ebpf:"lost"`
-	Owns     *ebpf.MapSpec `ebpf:"owns"`
-	Readings *ebpf.MapSpec `ebpf:"readings"`
-	Rulesets *ebpf.MapSpec `ebpf:"rulesets"`
-	Views    *ebpf.MapSpec `ebpf:"views"`
+	Addrs     *ebpf.MapSpec `ebpf:"addrs"`
+	Config    *ebpf.MapSpec `ebpf:"config"`
+	Conns4    *ebpf.MapSpec `ebpf:"conns4"`
+	Conns6    *ebpf.MapSpec `ebpf:"conns6"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Entries   *ebpf.MapSpec `ebpf:"entries"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Fragments *ebpf.MapSpec `ebpf:"fragments"`
+	Ifaces    *ebpf.MapSpec `ebpf:"ifaces"`
+	Locals    *ebpf.MapSpec `ebpf:"locals"`
+	Lost      *ebpf.MapSpec `ebpf:"lost"`
+	Owns      *ebpf.MapSpec `ebpf:"owns"`
+	Ranges    *ebpf.MapSpec `ebpf:"ranges"`
+	Readings  *ebpf.MapSpec `ebpf:"readings"`
+	Rulesets  *ebpf.MapSpec `ebpf:"rulesets"`
+	Sweepers  *ebpf.MapSpec `ebpf:"sweepers"`
+	Usage     *ebpf.MapSpec `ebpf:"usage"`
+	Views     *ebpf.MapSpec `ebpf:"views"`
+	Windows   *ebpf.MapSpec `ebpf:"windows"`
 }
 
 // JudgeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeVariableSpecs struct {
+	HasNetns   *ebpf.VariableSpec `ebpf:"has_netns"`
 	LinkHeader *ebpf.VariableSpec `ebpf:"link_header"`
 	Overlay    *ebpf.VariableSpec `ebpf:"overlay"`
 }
@@ -343,34 +427,48 @@ func (o *JudgeObjects) Close() error {
 //
 // It can be passed to LoadJudgeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeMaps struct {
-	Addrs    *ebpf.Map `ebpf:"addrs"`
-	Config   *ebpf.Map `ebpf:"config"`
-	Conns    *ebpf.Map `ebpf:"conns"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Entries  *ebpf.Map `ebpf:"entries"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Locals   *ebpf.Map `ebpf:"locals"`
-	Lost     *ebpf.Map `ebpf:"lost"`
-	Owns     *ebpf.Map `ebpf:"owns"`
-	Readings *ebpf.Map `ebpf:"readings"`
-	Rulesets *ebpf.Map `ebpf:"rulesets"`
-	Views    *ebpf.Map `ebpf:"views"`
+	Addrs     *ebpf.Map `ebpf:"addrs"`
+	Config    *ebpf.Map `ebpf:"config"`
+	Conns4    *ebpf.Map `ebpf:"conns4"`
+	Conns6    *ebpf.Map `ebpf:"conns6"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Entries   *ebpf.Map `ebpf:"entries"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Fragments *ebpf.Map `ebpf:"fragments"`
+	Ifaces    *ebpf.Map `ebpf:"ifaces"`
+	Locals    *ebpf.Map `ebpf:"locals"`
+	Lost      *ebpf.Map `ebpf:"lost"`
+	Owns      *ebpf.Map `ebpf:"owns"`
+	Ranges    *ebpf.Map `ebpf:"ranges"`
+	Readings  *ebpf.Map `ebpf:"readings"`
+	Rulesets  *ebpf.Map `ebpf:"rulesets"`
+	Sweepers  *ebpf.Map `ebpf:"sweepers"`
+	Usage     *ebpf.Map `ebpf:"usage"`
+	Views     *ebpf.Map `ebpf:"views"`
+	Windows   *ebpf.Map `ebpf:"windows"`
 }
 
 func (m *JudgeMaps) Close() error {
 	return _JudgeClose(
 		m.Addrs,
 		m.Config,
-		m.Conns,
+		m.Conns4,
+		m.Conns6,
 		m.Counters,
 		m.Entries,
 		m.Events,
+		m.Fragments,
+		m.Ifaces,
 		m.Locals,
 		m.Lost,
 		m.Owns,
+		m.Ranges,
 		m.Readings,
 		m.Rulesets,
+		m.Sweepers,
+		m.Usage,
 		m.Views,
+		m.Windows,
 	)
 }
 
@@ -378,6 +476,7 @@ func (m *JudgeMaps) Close() error {
 //
 // It can be passed to LoadJudgeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeVariables struct {
+	HasNetns   *ebpf.Variable `ebpf:"has_netns"`
 	LinkHeader *ebpf.Variable `ebpf:"link_header"`
 	Overlay    *ebpf.Variable `ebpf:"overlay"`
 }
@@ -392,12 +491,14 @@ type JudgePrograms struct {
 	Connect6      *ebpf.Program `ebpf:"connect6"`
 	Egress        *ebpf.Program `ebpf:"egress"`
 	Guard         *ebpf.Program `ebpf:"guard"`
+	GuardEgress   *ebpf.Program `ebpf:"guard_egress"`
 	Ingress       *ebpf.Program `ebpf:"ingress"`
 	LoEgress      *ebpf.Program `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6      *ebpf.Program `ebpf:"sendmsg6"`
 	Setsockopt    *ebpf.Program `ebpf:"setsockopt"`
 	Sweep         *ebpf.Program `ebpf:"sweep"`
+	SweepTimer    *ebpf.Program `ebpf:"sweep_timer"`
 	TunnelEgress  *ebpf.Program `ebpf:"tunnel_egress"`
 	TunnelIngress *ebpf.Program `ebpf:"tunnel_ingress"`
 }
@@ -410,12 +511,14 @@ func (p *JudgePrograms) Close() error {
 		p.Connect6,
 		p.Egress,
 		p.Guard,
+		p.GuardEgress,
 		p.Ingress,
 		p.LoEgress,
 		p.Sendmsg4,
 		p.Sendmsg6,
 		p.Setsockopt,
 		p.Sweep,
+		p.SweepTimer,
 		p.TunnelEgress,
 		p.TunnelIngress,
 	)

@@ -34,37 +34,33 @@ type JudgeTestAddrKey struct {
 type JudgeTestConn struct {
 	_          structs.HostLayout
 	Generation uint64
-	Expires    uint64
-	Deadline   uint64
 	Created    uint64
-	Flow       uint64
 	Seal       [2]uint64
-	Cgroup     [2]uint64
-	Packets    [2]uint64
 	Bytes      [2]uint64
-	Uid        [2]uint32
+	Packets    [2]uint32
 	Number     [2]uint32
 	Rule       uint32
-	Seen       uint32
-	Flags      uint32
-	Pad        uint32
+	Expires    uint32
+	Deadline   uint32
+	State      uint32
 }
 
 type JudgeTestEntry struct {
 	_     structs.HostLayout
 	Allow struct {
-		_         structs.HostLayout
-		NotBefore uint64
-		NotAfter  uint64
-		Rule      uint32
-		Pad       uint32
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
 	}
 	Deny struct {
-		_         structs.HostLayout
-		NotBefore uint64
-		NotAfter  uint64
-		Rule      uint32
-		Pad       uint32
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
+	}
+	Audit struct {
+		_      structs.HostLayout
+		Rule   uint32
+		Window uint32
 	}
 }
 
@@ -75,6 +71,37 @@ type JudgeTestEntryKey struct {
 	Port    uint16
 	Proto   uint8
 	Dir     uint8
+}
+
+type JudgeTestFragment struct {
+	_     structs.HostLayout
+	Until uint64
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type JudgeTestFragmentKey struct {
+	_   structs.HostLayout
+	Src struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Dst struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type JudgeTestIfaceKey struct {
+	_          structs.HostLayout
+	Generation uint64
+	Ifindex    uint32
+	Pad        uint32
 }
 
 type JudgeTestLocalKey struct {
@@ -106,7 +133,7 @@ type JudgeTestOwnKey struct {
 	Pad        uint32
 }
 
-type JudgeTestRanges struct {
+type JudgeTestPrefixes struct {
 	_  structs.HostLayout
 	V4 struct {
 		_ structs.HostLayout
@@ -126,28 +153,44 @@ type JudgeTestRanges struct {
 	}
 }
 
+type JudgeTestRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Ruleset   uint32
+	Peer      uint32
+	Proto     uint8
+	Dir       uint8
+	Port      uint16
+}
+
 type JudgeTestRuleset struct {
 	_       structs.HostLayout
 	Hash    [32]uint8
 	Entries uint32
-	Pad     uint32
+	Ranges  uint32
 }
 
 type JudgeTestSettings struct {
 	_          structs.HostLayout
 	Generation uint64
+	Netns      uint64
+	Swept      uint64
 	Tunnel     uint32
 	Wake       uint32
+	Traits     uint32
+	Quota      uint32
 }
 
 type JudgeTestTestInput struct {
-	_       structs.HostLayout
-	Now     uint64
-	Cgroups [24]uint64
-	Levels  uint32
-	Uid     uint32
-	Device  uint32
-	Pad     uint32
+	_         structs.HostLayout
+	Now       uint64
+	Cgroups   [24]uint64
+	Levels    uint32
+	Uid       uint32
+	Device    uint32
+	Ifindex   uint32
+	Connected uint32
+	Pad       uint32
 }
 
 type JudgeTestTestOutput struct {
@@ -176,6 +219,16 @@ type JudgeTestTuple struct {
 	Pad   [3]uint8
 }
 
+type JudgeTestTuple4 struct {
+	_     structs.HostLayout
+	Src   uint32
+	Dst   uint32
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type JudgeTestView struct {
 	_          structs.HostLayout
 	Generation uint64
@@ -185,29 +238,42 @@ type JudgeTestView struct {
 	Pad        uint32
 }
 
+type JudgeTestWindow struct {
+	_         structs.HostLayout
+	NotBefore uint64
+	NotAfter  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	JudgeTestMapAddrs          = "addrs"
 	JudgeTestMapConfig         = "config"
-	JudgeTestMapConns          = "conns"
+	JudgeTestMapConns4         = "conns4"
+	JudgeTestMapConns6         = "conns6"
 	JudgeTestMapCounters       = "counters"
 	JudgeTestMapEntries        = "entries"
 	JudgeTestMapEvents         = "events"
+	JudgeTestMapFragments      = "fragments"
+	JudgeTestMapIfaces         = "ifaces"
 	JudgeTestMapLocals         = "locals"
 	JudgeTestMapLost           = "lost"
 	JudgeTestMapOwns           = "owns"
+	JudgeTestMapRanges         = "ranges"
 	JudgeTestMapRulesets       = "rulesets"
 	JudgeTestMapTestIn         = "test_in"
 	JudgeTestMapTestOut        = "test_out"
+	JudgeTestMapUsage          = "usage"
 	JudgeTestMapViews          = "views"
+	JudgeTestMapWindows        = "windows"
 	JudgeTestProgBind4         = "bind4"
 	JudgeTestProgBind6         = "bind6"
 	JudgeTestProgConnect4      = "connect4"
 	JudgeTestProgConnect6      = "connect6"
 	JudgeTestProgEgress        = "egress"
 	JudgeTestProgGuard         = "guard"
+	JudgeTestProgGuardEgress   = "guard_egress"
 	JudgeTestProgIngress       = "ingress"
 	JudgeTestProgLoEgress      = "lo_egress"
 	JudgeTestProgSendmsg4      = "sendmsg4"
@@ -218,6 +284,7 @@ const (
 	JudgeTestProgTestConnect   = "test_connect"
 	JudgeTestProgTunnelEgress  = "tunnel_egress"
 	JudgeTestProgTunnelIngress = "tunnel_ingress"
+	JudgeTestVarHasNetns       = "has_netns"
 	JudgeTestVarLinkHeader     = "link_header"
 	JudgeTestVarOverlay        = "overlay"
 )
@@ -270,6 +337,7 @@ type JudgeTestProgramSpecs struct {
 	Connect6      *ebpf.ProgramSpec `ebpf:"connect6"`
 	Egress        *ebpf.ProgramSpec `ebpf:"egress"`
 	Guard         *ebpf.ProgramSpec `ebpf:"guard"`
+	GuardEgress   *ebpf.ProgramSpec `ebpf:"guard_egress"`
 	Ingress       *ebpf.ProgramSpec `ebpf:"ingress"`
 	LoEgress      *ebpf.ProgramSpec `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.ProgramSpec `ebpf:"sendmsg4"`
@@ -286,25 +354,32 @@ type JudgeTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeTestMapSpecs struct {
-	Addrs    *ebpf.MapSpec `ebpf:"addrs"`
-	Config   *ebpf.MapSpec `ebpf:"config"`
-	Conns    *ebpf.MapSpec `ebpf:"conns"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Entries  *ebpf.MapSpec `ebpf:"entries"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Locals   *ebpf.MapSpec `ebpf:"locals"`
-	Lost     *ebpf.MapSpec `ebpf:"lost"`
-	Owns     *ebpf.MapSpec `ebpf:"owns"`
-	Rulesets *ebpf.MapSpec `ebpf:"rulesets"`
-	TestIn   *ebpf.MapSpec `ebpf:"test_in"`
-	TestOut  *ebpf.MapSpec `ebpf:"test_out"`
-	Views    *ebpf.MapSpec `ebpf:"views"`
+	Addrs     *ebpf.MapSpec `ebpf:"addrs"`
+	Config    *ebpf.MapSpec `ebpf:"config"`
+	Conns4    *ebpf.MapSpec `ebpf:"conns4"`
+	Conns6    *ebpf.MapSpec `ebpf:"conns6"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Entries   *ebpf.MapSpec `ebpf:"entries"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Fragments *ebpf.MapSpec `ebpf:"fragments"`
+	Ifaces    *ebpf.MapSpec `ebpf:"ifaces"`
+	Locals    *ebpf.MapSpec `ebpf:"locals"`
+	Lost      *ebpf.MapSpec `ebpf:"lost"`
+	Owns      *ebpf.MapSpec `ebpf:"owns"`
+	Ranges    *ebpf.MapSpec `ebpf:"ranges"`
+	Rulesets  *ebpf.MapSpec `ebpf:"rulesets"`
+	TestIn    *ebpf.MapSpec `ebpf:"test_in"`
+	TestOut   *ebpf.MapSpec `ebpf:"test_out"`
+	Usage     *ebpf.MapSpec `ebpf:"usage"`
+	Views     *ebpf.MapSpec `ebpf:"views"`
+	Windows   *ebpf.MapSpec `ebpf:"windows"`
 }
 
 // JudgeTestVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type JudgeTestVariableSpecs struct {
+	HasNetns   *ebpf.VariableSpec `ebpf:"has_netns"`
 	LinkHeader *ebpf.VariableSpec `ebpf:"link_header"`
 	Overlay    *ebpf.VariableSpec `ebpf:"overlay"`
 }
@@ -329,36 +404,48 @@ func (o *JudgeTestObjects) Close() error {
 //
 // It can be passed to LoadJudgeTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeTestMaps struct {
-	Addrs    *ebpf.Map `ebpf:"addrs"`
-	Config   *ebpf.Map `ebpf:"config"`
-	Conns    *ebpf.Map `ebpf:"conns"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Entries  *ebpf.Map `ebpf:"entries"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Locals   *ebpf.Map `ebpf:"locals"`
-	Lost     *ebpf.Map `ebpf:"lost"`
-	Owns     *ebpf.Map `ebpf:"owns"`
-	Rulesets *ebpf.Map `ebpf:"rulesets"`
-	TestIn   *ebpf.Map `ebpf:"test_in"`
-	TestOut  *ebpf.Map `ebpf:"test_out"`
-	Views    *ebpf.Map `ebpf:"views"`
+	Addrs     *ebpf.Map `ebpf:"addrs"`
+	Config    *ebpf.Map `ebpf:"config"`
+	Conns4    *ebpf.Map `ebpf:"conns4"`
+	Conns6    *ebpf.Map `ebpf:"conns6"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Entries   *ebpf.Map `ebpf:"entries"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Fragments *ebpf.Map `ebpf:"fragments"`
+	Ifaces    *ebpf.Map `ebpf:"ifaces"`
+	Locals    *ebpf.Map `ebpf:"locals"`
+	Lost      *ebpf.Map `ebpf:"lost"`
+	Owns      *ebpf.Map `ebpf:"owns"`
+	Ranges    *ebpf.Map `ebpf:"ranges"`
+	Rulesets  *ebpf.Map `ebpf:"rulesets"`
+	TestIn    *ebpf.Map `ebpf:"test_in"`
+	TestOut   *ebpf.Map `ebpf:"test_out"`
+	Usage     *ebpf.Map `ebpf:"usage"`
+	Views     *ebpf.Map `ebpf:"views"`
+	Windows   *ebpf.Map `ebpf:"windows"`
 }
 
 func (m *JudgeTestMaps) Close() error {
 	return _JudgeTestClose(
 		m.Addrs,
 		m.Config,
-		m.Conns,
+		m.Conns4,
+		m.Conns6,
 		m.Counters,
 		m.Entries,
 		m.Events,
+		m.Fragments,
+		m.Ifaces,
 		m.Locals,
 		m.Lost,
 		m.Owns,
+		m.Ranges,
 		m.Rulesets,
 		m.TestIn,
 		m.TestOut,
+		m.Usage,
 		m.Views,
+		m.Windows,
 	)
 }
 
@@ -366,6 +453,7 @@ func (m *JudgeTestMaps) Close() error {
 //
 // It can be passed to LoadJudgeTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type JudgeTestVariables struct {
+	HasNetns   *ebpf.Variable `ebpf:"has_netns"`
 	LinkHeader *ebpf.Variable `ebpf:"link_header"`
 	Overlay    *ebpf.Variable `ebpf:"overlay"`
 }
@@ -380,6 +468,7 @@ type JudgeTestPrograms struct {
 	Connect6      *ebpf.Program `ebpf:"connect6"`
 	Egress        *ebpf.Program `ebpf:"egress"`
 	Guard         *ebpf.Program `ebpf:"guard"`
+	GuardEgress   *ebpf.Program `ebpf:"guard_egress"`
 	Ingress       *ebpf.Program `ebpf:"ingress"`
 	LoEgress      *ebpf.Program `ebpf:"lo_egress"`
 	Sendmsg4      *ebpf.Program `ebpf:"sendmsg4"`
@@ -400,6 +489,7 @@ func (p *JudgeTestPrograms) Close() error {
 		p.Connect6,
 		p.Egress,
 		p.Guard,
+		p.GuardEgress,
 		p.Ingress,
 		p.LoEgress,
 		p.Sendmsg4,

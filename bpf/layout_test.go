@@ -17,7 +17,8 @@ func TestLayout(t *testing.T) {
 	for name, v := range map[string]any{
 		"tuple": JudgeTuple{}, "settings": JudgeSettings{}, "view": JudgeView{}, "addr_key": JudgeAddrKey{}, "addr": JudgeAddr{},
 		"local_key": JudgeLocalKey{}, "own_key": JudgeOwnKey{}, "own": JudgeOwn{}, "entry_key": JudgeEntryKey{}, "entry": JudgeEntry{},
-		"ruleset": JudgeRuleset{}, "conn": JudgeConn{}, "event": JudgeEvent{}, "ranges": JudgeRanges{},
+		"ruleset": JudgeRuleset{}, "conn": JudgeConn{}, "event": JudgeEvent{}, "prefixes": JudgePrefixes{}, "range_key": JudgeRangeKey{},
+		"window": JudgeWindow{}, "iface_key": JudgeIfaceKey{}, "tuple4": JudgeTuple4{}, "fragment_key": JudgeFragmentKey{}, "fragment": JudgeFragment{},
 	} {
 		var c *btf.Struct
 		if err := spec.Types.TypeByName(name, &c); err != nil {

@@ -19,12 +19,19 @@ func enums(t *testing.T, file string) map[string]int {
 		t.Fatal(err)
 	}
 	out := map[string]int{}
-	for _, m := range regexp.MustCompile(`(?m)^\s*(?:#define )?([A-Z][A-Z0-9_]+)(?: =|\s)\s*(\d+)\b`).FindAllStringSubmatch(string(b), -1) {
-		n, err := strconv.Atoi(m[2])
+	for _, m := range regexp.MustCompile(`(?m)^\s*(?:#define )?([A-Z][A-Z0-9_]+)(?: =|\s)\s*\(?(\d+U?(?: << \d+)?)\b`).FindAllStringSubmatch(string(b), -1) {
+		base, shift, _ := strings.Cut(m[2], " << ")
+		n, err := strconv.Atoi(strings.TrimSuffix(base, "U"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		out[m[1]] = n
+		by := 0
+		if shift != "" {
+			if by, err = strconv.Atoi(shift); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out[m[1]] = n << by
 	}
 	return out
 }
@@ -43,11 +50,16 @@ func TestNumbers(t *testing.T) {
 		"HOOK_EGRESS_SOCKET": int(policy.HookEgressSocket), "HOOK_INGRESS_SOCKET": int(policy.HookIngressSocket),
 		"HOOK_EGRESS_DEVICE": int(policy.HookEgressDevice), "HOOK_INGRESS_DEVICE": int(policy.HookIngressDevice),
 		"HOOK_GUARD": int(policy.HookGuard), "HOOK_LOOPBACK": int(policy.HookLoopback),
+		"HOOK_FROM_WORKLOAD": int(policy.HookFromWorkload), "HOOK_TO_WORKLOAD": int(policy.HookToWorkload), "DEVICE_WORKLOAD": int(policy.DeviceWorkload),
 		"DEVICE_TUNNEL": int(policy.DeviceTunnel), "DEVICE_LOOPBACK": int(policy.DeviceLoopback), "DEVICE_OTHER": int(policy.DeviceOther),
 		"LEASE_DENY_ALL": int(policy.LeaseDenyAll), "LEASE_DENY_NEW": int(policy.LeaseDenyNew),
 		"DIR_EGRESS": int(policy.Egress), "DIR_INGRESS": int(policy.Ingress),
-		"ADDR_LOCAL": AddrLocal, "ADDR_REVOKED": AddrRevoked, "OWN_V4": OwnV4, "OWN_V6": OwnV6, "CT_SWAPPED": ConnSwapped,
-		"EVENT_START": EventStart, "EVENT_END": EventEnd, "EVENT_DENY": EventDeny,
+		"ADDR_LOCAL": AddrLocal, "ADDR_REVOKED": AddrRevoked, "OWN_V4": OwnV4, "OWN_V6": OwnV6,
+		"OWN_CONFINED": OwnConfined, "OWN_OVERLAY_ONLY": OwnOverlayOnly,
+		"RULESET_RANGES": RulesetRanges, "SLOT_LENIENT": SlotLenient, "RANGE_FIXED": RangeFixed,
+		"CT_STEP": ConnStep, "CT_SWAPPED": ConnSwapped, "CT_LOCAL0": ConnLocal0, "CT_LOCAL1": ConnLocal1, "CT_PEER0": ConnPeer0,
+		"CT_PEER1": ConnPeer1, "CT_TOLD": ConnTold, "CT_AUDITED": ConnAudited,
+		"EVENT_START": EventStart, "EVENT_END": EventEnd, "EVENT_DENY": EventDeny, "EVENT_AUDIT": EventAudit,
 		"COUNTER_REASONS": CounterReasons, "COUNTER_HOOKS": CounterHooks,
 	}
 	for _, r := range flow.Reasons() {
@@ -65,7 +77,7 @@ func TestNumbers(t *testing.T) {
 			}
 		}
 	}
-	if c["COUNTER_REASONS"] < len(flow.Reasons()) || c["COUNTER_HOOKS"] <= int(policy.HookLoopback) {
+	if c["COUNTER_REASONS"] < len(flow.Reasons()) || c["COUNTER_HOOKS"] <= int(policy.HookToWorkload) {
 		t.Error("the counters have no room for every reason and hook")
 	}
 }

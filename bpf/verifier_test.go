@@ -21,7 +21,7 @@ func TestVerifier(t *testing.T) {
 		for _, m := range spec.Maps {
 			m.Pinning = ebpf.PinNone
 		}
-		var r JudgeRanges
+		var r JudgePrefixes
 		r.V4.W = [4]uint32{0, 0, 0xffff0000, 0x12c6}
 		r.V4Mask.W = [4]uint32{^uint32(0), ^uint32(0), ^uint32(0), 0xfeff}
 		r.V6.W[0], r.V6Mask.W = 0x07005afd, [4]uint32{^uint32(0), ^uint32(0), 0, 0}

@@ -27,7 +27,7 @@ import (
 	"github.com/signet-overlay/signet/internal/policy"
 )
 
-// Config says how to open a dataplane. All fields but Logger are required.
+// Config says how to open a dataplane. All fields from Interface to Overlay6 are required.
 type Config struct {
 	Interface  string // name of the tunnel device
 	ListenPort int    // UDP port of WireGuard
@@ -38,6 +38,12 @@ type Config struct {
 	Overlay4   netip.Prefix
 	Overlay6   netip.Prefix
 	Logger     *slog.Logger
+
+	AcceptGaps []string // names of gaps that the operator accepts (GapNames); without one that this host has, nothing starts
+	Clsact     bool     // judge devices by clsact even where the kernel has tcx
+
+	filters enforce.Filters // set by Open and Release
+	without []string        // hooks that are taken for missing, for tests
 }
 
 // DefaultMTU leaves room for WireGuard over IPv6 on an underlay of 1500 bytes.
@@ -84,14 +90,32 @@ type Status struct {
 // Dataplane is one host's dataplane.
 type Dataplane struct {
 	cfg    Config
-	tunnel *tunnel.Userspace
 	judge  *enforce.Enforcer
+	clsact *link.Clsact
+	gaps   []foundGap // what this host has, all of them accepted
 
-	host  hostState
-	hooks string     // what Repair told last of hooks that it cannot attach; only its goroutine has it
-	mu    sync.Mutex // guards peers, and that they reach the tunnel in order
+	host hostState
+	told map[string]string // what Repair told last of each thing that it cannot put back; only its goroutine has it
+	mu   sync.Mutex        // guards peers, and that they reach the tunnel in order
 	// peers holds what was last said of each peer: two methods say it.
 	peers map[key.Public]tunnel.Peer
+
+	engine engineSlot
+
+	revoking *revoking
+}
+
+// engineSlot holds the tunnel's engine: another one takes its place when somebody removes the device underneath it.
+type engineSlot struct {
+	mu     sync.Mutex
+	tunnel *tunnel.Userspace // nil before open
+}
+
+// tunnel is the engine of now.
+func (d *Dataplane) tunnel() *tunnel.Userspace {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	return d.engine.tunnel
 }
 
 // hostState is what Repair needs to put back.
@@ -107,31 +131,61 @@ func Open(ctx context.Context, cfg Config) (*Dataplane, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	found, err := checkGaps(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		cfg.Logger.Warn("accepted gap", "gap", f.name, "means", f.means, "error", f.why)
+	}
 	if err := enforce.MountBPFFS(cfg.BPFFS); err != nil {
 		return nil, fmt.Errorf("prepare pins: %w", err)
 	}
+	filters, err := link.NewClsact()
+	if err != nil {
+		return nil, err
+	}
+	cfg.filters = filters
 	judge, err := enforce.Open(enforceConfig(cfg))
 	if err != nil {
-		return nil, fmt.Errorf("open judge: %w", err)
+		return nil, errors.Join(fmt.Errorf("open judge: %w", err), filters.Close())
 	}
-	d := &Dataplane{cfg: cfg, judge: judge, peers: map[key.Public]tunnel.Peer{}}
+	d := &Dataplane{cfg: cfg, judge: judge, clsact: filters, gaps: found, peers: map[key.Public]tunnel.Peer{}}
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
+// checkGaps refuses a host that cannot give what nobody has accepted to miss.
+func checkGaps(cfg Config) ([]foundGap, error) {
+	p, err := probeHost(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("find out what this host has: %w", err)
+	}
+	return judgeGaps(p, cfg.AcceptGaps)
+}
+
 // open attaches the judge to every device before the tunnel's can carry anything.
-func (d *Dataplane) open(ctx context.Context) (err error) {
-	if err := d.guardLinks(); err != nil {
+func (d *Dataplane) open(ctx context.Context) error {
+	if err := errors.Join(d.guardLinks(), d.startRevoking()); err != nil {
 		return err
 	}
-	d.tunnel, err = tunnel.OpenUserspace(ctx, tunnel.Config{
+	return d.openTunnel(ctx)
+}
+
+// openTunnel makes or adopts the tunnel's device and attaches the judge to it. The device is not up afterwards, unless it
+// was before.
+func (d *Dataplane) openTunnel(ctx context.Context) error {
+	engine, err := tunnel.OpenUserspace(ctx, tunnel.Config{
 		Name: d.cfg.Interface, MTU: d.cfg.MTU, ListenPort: d.cfg.ListenPort, PrivateKey: d.cfg.PrivateKey, Logger: d.cfg.Logger,
 	})
 	if err != nil {
 		return err
 	}
+	d.engine.mu.Lock()
+	d.engine.tunnel = engine
+	d.engine.mu.Unlock()
 	i, err := net.InterfaceByName(d.cfg.Interface)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", d.cfg.Interface, err)
@@ -143,7 +197,8 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 }
 
 func enforceConfig(cfg Config) enforce.Config {
-	return enforce.Config{BPFFS: cfg.BPFFS, CgroupRoot: cfg.CgroupRoot, Overlay4: cfg.Overlay4, Overlay6: cfg.Overlay6, Logger: cfg.Logger}
+	return enforce.Config{BPFFS: cfg.BPFFS, CgroupRoot: cfg.CgroupRoot, Overlay4: cfg.Overlay4, Overlay6: cfg.Overlay6, Logger: cfg.Logger,
+		Filters: cfg.filters, Clsact: cfg.Clsact, Accept: acceptedHooks(cfg.AcceptGaps), Without: cfg.without}
 }
 
 // guardLinks attaches the guard to every device that is neither the tunnel nor loopback, and forgets the guards of
@@ -183,6 +238,7 @@ func (d *Dataplane) UpdateHost(ctx context.Context, self mesh.Self, addrs []neti
 	}
 	d.host.mu.Lock()
 	defer d.host.mu.Unlock()
+	spec.Behind = withoutOwn(d.host.spec.Behind, spec)
 	if err := d.applyHost(ctx, spec); err != nil {
 		return err
 	}
@@ -195,11 +251,11 @@ func (d *Dataplane) applyHost(ctx context.Context, spec link.Spec) error {
 	if err := link.Apply(ctx, spec); err != nil {
 		return err
 	}
-	d.tunnel.SetOwnAddresses(append(slices.Clone(spec.Node), spec.Addresses...))
+	d.tunnel().SetOwnAddresses(append(slices.Clone(spec.Node), spec.Addresses...))
 	if err := link.Up(ctx, spec); err != nil {
 		return err
 	}
-	if err := d.tunnel.Up(ctx); err != nil {
+	if err := d.tunnel().Up(ctx); err != nil {
 		return err
 	}
 	return link.Prune(ctx, spec)
@@ -207,7 +263,12 @@ func (d *Dataplane) applyHost(ctx context.Context, spec link.Spec) error {
 
 // Enforce is part of reconcile.Target.
 func (d *Dataplane) Enforce(ctx context.Context, v *policy.View) error {
-	if err := d.judge.Apply(ctx, v); err != nil {
+	before := d.judge.Generation()
+	err := d.judge.Apply(ctx, v)
+	if d.judge.Generation() != before {
+		d.revoking.changed()
+	}
+	if err != nil {
 		return err
 	}
 	d.setDown(false)
@@ -219,6 +280,7 @@ func (d *Dataplane) DenyAll(context.Context) error {
 	if err := d.judge.DenyAll(); err != nil {
 		return err
 	}
+	d.revoking.changed()
 	d.setDown(true)
 	return nil
 }
@@ -253,7 +315,7 @@ func (d *Dataplane) UpdateKeepalive(ctx context.Context, k key.Public, every tim
 }
 
 func (d *Dataplane) updateLocked(ctx context.Context, p tunnel.Peer) error {
-	if err := d.tunnel.Update(ctx, p); err != nil {
+	if err := d.tunnel().Update(ctx, p); err != nil {
 		return err
 	}
 	d.peers[p.Key] = p
@@ -265,7 +327,7 @@ func (d *Dataplane) DeletePeer(ctx context.Context, k key.Public) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.peers, k)
-	return d.tunnel.Delete(ctx, k)
+	return d.tunnel().Delete(ctx, k)
 }
 
 // PrunePeers is part of reconcile.Target.
@@ -277,12 +339,12 @@ func (d *Dataplane) PrunePeers(ctx context.Context, keep []key.Public) error {
 			delete(d.peers, k)
 		}
 	}
-	return d.tunnel.Prune(ctx, keep)
+	return d.tunnel().Prune(ctx, keep)
 }
 
 // Handshake makes WireGuard prove the peer anew and returns how long that took.
 func (d *Dataplane) Handshake(ctx context.Context, k key.Public) (time.Duration, error) {
-	return d.tunnel.Handshake(ctx, k)
+	return d.tunnel().Handshake(ctx, k)
 }
 
 // Candidates lists this host's own underlay addresses as WireGuard endpoints.
@@ -293,10 +355,14 @@ func (d *Dataplane) Candidates() ([]netip.AddrPort, error) {
 // Close stops the tunnel's engine and leaves everything else in place.
 func (d *Dataplane) Close() error {
 	var errs []error
-	if d.tunnel != nil {
-		errs = append(errs, d.tunnel.Close())
+	if t := d.tunnel(); t != nil {
+		errs = append(errs, t.Close())
 	}
-	return errors.Join(append(errs, d.judge.Close())...)
+	errs = append(errs, d.revoking.close(), d.judge.Close())
+	if d.clsact != nil {
+		errs = append(errs, d.clsact.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Release removes the device, its addresses and routes, and every pin (signet down --release). It needs no open
@@ -307,16 +373,24 @@ func Release(cfg Config) error {
 	if err := tunnel.RemoveDevice(cfg.Interface); err != nil {
 		return err
 	}
-	return errors.Join(enforce.Release(enforceConfig(cfg)), link.Release(context.Background(), spec))
+	filters, err := link.NewClsact()
+	if err != nil {
+		return err
+	}
+	cfg.filters = filters
+	return errors.Join(enforce.Release(enforceConfig(cfg)), filters.Close(), link.Release(context.Background(), spec))
 }
 
-// Preflight refuses hosts on which the dataplane cannot work: no TUN device, no BPF permission, an overlay range that
-// the host already routes elsewhere. The error names the culprit.
+// Preflight refuses hosts on which the dataplane cannot work: no TUN device, no BPF permission, a gap that nobody has
+// accepted, an overlay range that the host already routes elsewhere. The error names the culprit.
 func Preflight(cfg Config) error {
 	if _, err := tunnel.Probe(); err != nil {
 		return err
 	}
 	if err := enforce.MountBPFFS(cfg.BPFFS); err != nil {
+		return err
+	}
+	if _, err := checkGaps(cfg); err != nil {
 		return err
 	}
 	if !cfg.Overlay4.IsValid() { // before enrolment nobody knows the ranges

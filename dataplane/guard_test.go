@@ -19,14 +19,14 @@ import (
 	"github.com/signet-overlay/signet/internal/policy"
 )
 
-func must(t *testing.T, err error, what string) {
+func must(t testing.TB, err error, what string) {
 	t.Helper()
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 }
 
-func ip(t *testing.T, args string) {
+func ip(t testing.TB, args string) {
 	t.Helper()
 	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %s: %v: %s", args, err, out)
@@ -57,7 +57,7 @@ func newJudged(t *testing.T) *Dataplane {
 }
 
 // newCgroup makes a cgroup that no process is in.
-func newCgroup(t *testing.T) string {
+func newCgroup(t testing.TB) string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	must(t, err, "read mounts")

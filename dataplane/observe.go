@@ -14,11 +14,13 @@ import (
 var hookNames = map[policy.Hook]string{
 	policy.HookConnect: "connect", policy.HookBind: "bind", policy.HookEgressSocket: "egress", policy.HookIngressSocket: "ingress",
 	policy.HookEgressDevice: "tunnel_egress", policy.HookIngressDevice: "tunnel_ingress", policy.HookGuard: "guard", policy.HookLoopback: "lo_egress",
+	policy.HookFromWorkload: "guard", policy.HookToWorkload: "guard_egress",
 }
 
 // eventNames are what the judge tells, in the words of records.
 var eventNames = map[enforce.EventKind]flow.Event{
 	enforce.EventLoss: flow.EventLoss, enforce.EventStart: flow.EventStart, enforce.EventEnd: flow.EventEnd, enforce.EventDeny: flow.EventDeny,
+	enforce.EventAudit: flow.EventAudit,
 }
 
 // Observe calls report for each event of the judge, in order, until ctx ends.
@@ -74,7 +76,7 @@ func endReason(e enforce.Event) string {
 
 // Peers lists the tunnel's peers.
 func (d *Dataplane) Peers() ([]PeerStatus, error) {
-	all, err := d.tunnel.Status()
+	all, err := d.tunnel().Status()
 	if err != nil {
 		return nil, err
 	}
@@ -90,31 +92,50 @@ func (d *Dataplane) Peers() ([]PeerStatus, error) {
 var unguarded = []string{
 	"not guarded yet: processes outside cgroup_root and containers in network namespaces of their own have no identity, and are refused rather than judged",
 	"not guarded: a process outside cgroup_root that has CAP_NET_RAW can send past the judge at the tunnel, by a packet socket with PACKET_QDISC_BYPASS or by AF_XDP; below cgroup_root both are refused",
-	"not built yet: connections that are taken back stop at once, but their programs see a timeout instead of a reset",
-	"not built yet: IP fragments inside the tunnel are dropped with reason FRAGMENT",
 }
+
+// clsactMeans is what it means that a kernel has no tcx. No guarantee goes with it: whoever may do that could as well detach
+// a program of tcx.
+const clsactMeans = "devices are judged by clsact filters, because this kernel has no tcx (Linux 6.6): another tool that flushes the filters of a device takes ours along, and they are put back within a second"
 
 // Status reports what is attached, what is counted, and what is not guarded.
 func (d *Dataplane) Status() Status {
-	s := Status{TunnelKind: "userspace", Interface: d.cfg.Interface, Port: d.tunnel.ListenPort(), Mode: "enforce", Healthy: true,
+	s := Status{TunnelKind: "userspace", Interface: d.cfg.Interface, Port: d.tunnel().ListenPort(), Mode: "enforce", Healthy: true,
 		Warnings: slices.Clone(unguarded)}
+	if why := d.revoking.why(); why != "" {
+		s.Warnings = append(s.Warnings, "connections that are taken back stop at once, but their programs see a timeout instead of a reset: "+why)
+	}
+	for _, f := range d.gaps {
+		s.Warnings = append(s.Warnings, "accepted gap "+f.name+": "+f.means)
+	}
+	for _, other := range d.judge.Ahead() {
+		s.Warnings = append(s.Warnings, other+": it can pass packets that are not judged")
+	}
+	if d.judge.ByClsact() {
+		s.Warnings = append(s.Warnings, clsactMeans)
+	}
 	d.host.mu.Lock()
 	if d.host.down {
 		s.Mode = "down"
 	}
+	s.Warnings = append(s.Warnings, behindWarnings(d.host.spec)...)
 	d.host.mu.Unlock()
 	for _, h := range d.judge.Hooks() {
 		status := HookStatus{Name: h.Name, Attached: h.Attached}
+		gap, accepted := gapOfHook(d.gaps, h.Name)
 		if h.Err != nil {
 			status.Error = h.Err.Error()
 		}
-		s.Healthy = s.Healthy && h.Attached
+		if h.Err != nil && accepted {
+			status.Error = gap.means + ": " + status.Error
+		}
+		s.Healthy = s.Healthy && (h.Attached || accepted)
 		s.Hooks = append(s.Hooks, status)
 	}
 	select {
-	case <-d.tunnel.Done():
+	case <-d.tunnel().Done():
 		s.Healthy = false
-		s.Warnings = append(s.Warnings, "the tunnel's device was removed by somebody else: restart signetd")
+		s.Warnings = append(s.Warnings, "the tunnel's device was removed by somebody else and is being made anew; until then nothing passes")
 	default:
 	}
 	counters, err := d.judge.Counters()

@@ -38,6 +38,10 @@ func workload(t testing.TB, n identity.Number, selectors ...string) mesh.Workloa
 	return w
 }
 
+func resolve(root string, workloads []mesh.Workload) Result {
+	return NewResolver(Host{Root: root}).Resolve(workloads)
+}
+
 func mkdir(t testing.TB, root, path string) uint64 {
 	t.Helper()
 	full := filepath.Join(root, path)
@@ -81,7 +85,7 @@ func TestResolve(t *testing.T) {
 		{"not running", []string{"unit:other.service"}, policy.LocalKey{}, "not running"},
 		{"through a link", []string{"cgroup:/link"}, policy.LocalKey{}, "cannot be looked at"},
 	} {
-		res := Resolve(root, []mesh.Workload{workload(t, 300, c.selectors...)})
+		res := resolve(root, []mesh.Workload{workload(t, 300, c.selectors...)})
 		m := res.Matches[300]
 		if c.why == "" && (res.Locals[c.want] != 300 || len(res.Locals) != 1) || c.why != "" && (len(res.Locals) != 0 || !strings.Contains(m.Why, c.why)) {
 			t.Errorf("%s: %v, %+v", c.name, res.Locals, m)
@@ -98,7 +102,7 @@ func TestUnitOfAnotherOwnerNeverMatches(t *testing.T) {
 	must(t, os.Chown(filepath.Join(root, "system.slice/api.service"), 1000, 1000))
 	for _, selectors := range [][]string{{"unit:api.service"}, {"unit:api.service", "cgroup:/system.slice/api.service/worker"},
 		{"cgroup:/system.slice/api.service/worker", "unit:api.service"}} {
-		res := Resolve(root, []mesh.Workload{workload(t, 300, selectors...)})
+		res := resolve(root, []mesh.Workload{workload(t, 300, selectors...)})
 		if len(res.Locals) != 0 || !strings.Contains(res.Matches[300].Why, "belongs to uid 1000") {
 			t.Errorf("%v matched: %+v", selectors, res.Matches[300])
 		}
@@ -109,14 +113,14 @@ func TestTwoWorkloadsWithOneKeyGetNothing(t *testing.T) {
 	root := t.TempDir()
 	mkdir(t, root, "/system.slice/api.service")
 	mkdir(t, root, "/batch")
-	res := Resolve(root, []mesh.Workload{workload(t, 300, "unit:api.service"), workload(t, 301, "cgroup:/system.slice/api.service"), workload(t, 302, "cgroup:/batch")})
+	res := resolve(root, []mesh.Workload{workload(t, 300, "unit:api.service"), workload(t, 301, "cgroup:/system.slice/api.service"), workload(t, 302, "cgroup:/batch")})
 	if len(res.Locals) != 1 || len(res.Warnings) != 1 || !strings.Contains(res.Warnings[0], "app/w300 and app/w301") {
 		t.Errorf("%v, %q", res.Locals, res.Warnings)
 	}
 	if res.Matches[300].Matched() || res.Matches[301].Matched() || !res.Matches[302].Matched() {
 		t.Errorf("%+v", res.Matches)
 	}
-	res = Resolve(root, []mesh.Workload{workload(t, 300, "cgroup:/batch"), workload(t, 301, "uid:5")})
+	res = resolve(root, []mesh.Workload{workload(t, 300, "cgroup:/batch"), workload(t, 301, "uid:5")})
 	if len(res.Locals) != 2 || len(res.Warnings) != 1 || !strings.Contains(res.Warnings[0], "those that match both get no identity") {
 		t.Errorf("overlap: %v, %q", res.Locals, res.Warnings)
 	}
@@ -185,24 +189,24 @@ func TestScanIsRareOnlyWhereAllIsWatched(t *testing.T) {
 	must(t, err)
 	defer in.close()
 	one := []mesh.Workload{workload(t, 300, "unit:api.service"), workload(t, 301, "cgroup:/not/there/yet")}
-	if !in.watch(root, one) || scanUnder < 5*time.Second {
+	if !in.watch(root, one, nil) || scanUnder < 5*time.Second {
 		t.Errorf("a watched tree is scanned every %v", scanUnder)
 	}
-	if in.watch(filepath.Join(root, "gone"), one) {
+	if in.watch(filepath.Join(root, "gone"), one, nil) {
 		t.Error("a root that is not there counts as watched")
 	}
 	var many []mesh.Workload
 	for i := range identity.Number(maxWatches + 1) {
 		many = append(many, workload(t, 300+i, fmt.Sprintf("cgroup:/d%d/s", i)))
 	}
-	if in.watch(root, many) || (*inotify)(nil).watch(root, one) {
+	if in.watch(root, many, nil) || (*inotify)(nil).watch(root, one, nil) {
 		t.Error("what is not watched counts as watched")
 	}
 }
 
 func watcherSuite(t *testing.T, root string) {
 	t.Helper()
-	w := NewWatcher(root, slog.New(slog.DiscardHandler))
+	w := NewWatcher(Host{Root: root}, slog.New(slog.DiscardHandler))
 	reports := make(chan Result, 64)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

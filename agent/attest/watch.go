@@ -16,7 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/signet-overlay/signet/dataplane/link"
 	"github.com/signet-overlay/signet/internal/mesh"
+	"github.com/signet-overlay/signet/internal/policy"
 	"github.com/signet-overlay/signet/internal/task"
 )
 
@@ -30,11 +32,15 @@ const (
 	scanUnder = 5 * time.Second
 	// scanAlone is how often is looked where not every directory can be watched.
 	scanAlone = time.Second
+	// scanStarting is how often is looked for a while, restless, after something changed and containers are selected: no
+	// event tells that a process came into a cgroup, or that a runtime has written its files.
+	scanStarting = 250 * time.Millisecond
+	restless     = 15 * time.Second
 )
 
-// Watcher looks at the host again whenever the tree of cgroups or the workloads change.
+// Watcher looks at the host again whenever the tree of cgroups, the network devices or the workloads change.
 type Watcher struct {
-	root string
+	*Resolver
 	log  *slog.Logger
 	wake chan struct{}
 
@@ -42,9 +48,9 @@ type Watcher struct {
 	workloads []mesh.Workload
 }
 
-// NewWatcher watches below root.
-func NewWatcher(root string, log *slog.Logger) *Watcher {
-	return &Watcher{root: root, log: log, wake: make(chan struct{}, 1)}
+// NewWatcher watches a host.
+func NewWatcher(h Host, log *slog.Logger) *Watcher {
+	return &Watcher{Resolver: NewResolver(h), log: log, wake: make(chan struct{}, 1)}
 }
 
 // Look resolves workloads at once and makes them what is watched.
@@ -53,7 +59,7 @@ func (w *Watcher) Look(workloads []mesh.Workload) Result {
 	w.workloads = workloads
 	w.mu.Unlock()
 	w.poke()
-	return Resolve(w.root, workloads)
+	return w.Resolve(workloads)
 }
 
 func (w *Watcher) poke() {
@@ -69,7 +75,8 @@ func (w *Watcher) current() []mesh.Workload {
 	return w.workloads
 }
 
-// Run reports each change until ctx ends. The first look is always reported.
+// Run reports each change until ctx ends. The first look is always reported. Devices are those of the network namespace
+// that it is called in.
 func (w *Watcher) Run(ctx context.Context, report func(Result)) error {
 	in, err := newInotify()
 	if err != nil {
@@ -78,31 +85,77 @@ func (w *Watcher) Run(ctx context.Context, report func(Result)) error {
 	g := task.New(ctx)
 	g.Go("attest.inotify", func(context.Context) error { in.read(w.poke); return nil })
 	defer func() { in.close(); _ = g.Wait() }() // closing ends the reader
+	devices := w.watchDevices(ctx)
+	var unheard <-chan struct{}
+	if devices != nil {
+		unheard = devices.Done()
+		defer devices.Close()
+	}
 	timer := time.NewTimer(scanAlone)
 	defer timer.Stop()
 	var last Result
+	var dirs []string
+	woken := time.Now()
 	for first := true; ; first = false {
 		workloads := w.current()
 		// Watches before the look: what changes in between is an event that leads to another look.
-		every := scanAlone
-		if in.watch(w.root, workloads) {
-			every = scanUnder
-		}
-		if now := Resolve(w.root, workloads); first || !now.Equal(last) {
+		whole := in.watch(w.host.Root, workloads, dirs)
+		now, searched := w.resolve(workloads)
+		if first || !now.Equal(last) {
 			last = now
 			report(now)
 		}
-		timer.Reset(every)
+		if !slices.Equal(searched, dirs) { // they are not watched yet
+			dirs = searched
+			w.poke()
+		}
+		timer.Reset(interval(workloads, whole && unheard != nil, time.Since(woken)))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
+		case <-unheard:
+			unheard = nil
 		case <-w.wake:
+			woken = time.Now()
 			if err := pause(ctx, settle); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// interval is how long a look may count when nothing is heard of. whole: every change is.
+func interval(workloads []mesh.Workload, whole bool, sinceChange time.Duration) time.Duration {
+	switch {
+	case sinceChange < restless && selects(workloads, policy.SelectContainer):
+		return scanStarting
+	case whole:
+		return scanUnder
+	}
+	return scanAlone
+}
+
+func selects(workloads []mesh.Workload, kinds ...policy.SelectorKind) bool {
+	return slices.ContainsFunc(workloads, func(w mesh.Workload) bool {
+		return slices.ContainsFunc(w.Selectors, func(s policy.Selector) bool { return slices.Contains(kinds, s.Kind) })
+	})
+}
+
+// watchDevices looks again when devices or default routes come and go, where a selector depends on them. nil when that
+// cannot be heard of.
+func (w *Watcher) watchDevices(ctx context.Context) *link.Watcher {
+	watcher, err := link.Watch(ctx, func(e link.Event) {
+		matters := e.Kind == link.LinkChanged || e.Kind == link.Lost || e.Kind == link.RouteChanged && e.Prefix.Bits() <= 0
+		if matters && selects(w.current(), policy.SelectContainer, policy.SelectInterface) {
+			w.poke()
+		}
+	})
+	if err != nil {
+		w.log.Warn("changes of network devices are seen a second late", "error", err)
+		return nil
+	}
+	return watcher
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -154,8 +207,8 @@ func (in *inotify) read(changed func()) {
 }
 
 // watch makes the watched set the existing directories above each wanted one, so that the wanted one's coming and going
-// are seen, and those of its parents. It reports whether all of them are watched.
-func (in *inotify) watch(root string, workloads []mesh.Workload) (whole bool) {
+// are seen, and those of its parents; and dirs, in which containers come and go. It reports whether all are watched.
+func (in *inotify) watch(root string, workloads []mesh.Workload, dirs []string) (whole bool) {
 	if in == nil {
 		return false
 	}
@@ -166,6 +219,11 @@ func (in *inotify) watch(root string, workloads []mesh.Workload) (whole bool) {
 			continue
 		}
 		for dir := path.Dir(t.path); dir != "/" && len(want) < maxWatches; dir = path.Dir(dir) {
+			want[filepath.Join(root, dir)] = true
+		}
+	}
+	for _, dir := range dirs {
+		if len(want) < maxWatches {
 			want[filepath.Join(root, dir)] = true
 		}
 	}

@@ -6,8 +6,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/signet-overlay/signet/internal/identity"
 	"github.com/signet-overlay/signet/internal/key"
 	"github.com/signet-overlay/signet/internal/mesh"
+	"github.com/signet-overlay/signet/internal/policy"
 )
 
 // How a peer is added: a Binding in the snapshot, signed by the coordinator and valid now, names a WireGuard key and
@@ -58,16 +60,50 @@ func keys(peers []mesh.Peer) []key.Public {
 	return out
 }
 
-// hostAddrs are the addresses that the tunnel device should have, the node's own first.
-func hostAddrs(s *mesh.Snapshot) []netip.Addr {
-	addrs := slices.Clone(s.Self.Addresses)
+// Router is a Target that can reach workloads in network namespaces of their own, by the devices of this host that lead
+// to them. It is told after UpdateHost, always of all addresses. One that cannot leaves such workloads unreachable.
+type Router interface {
+	UpdateRoutes(ctx context.Context, behind map[netip.Addr]uint32) error
+}
+
+// hostAddrs are the addresses that the tunnel device should have, the node's own first, and those that lie behind
+// another device, by its index. The addresses of a workload that has, or may have, a network namespace of its own are in
+// that namespace, and the tunnel device must not have them: what the host has itself it does not forward.
+func hostAddrs(in Input) (addrs []netip.Addr, behind map[netip.Addr]uint32) {
+	s := in.Snapshot
+	addrs = slices.Clone(s.Self.Addresses)
 	if Shut(s.Self) {
-		return addrs
+		return addrs, nil
 	}
+	devices := map[identity.Number]uint32{}
+	for index, n := range in.Interfaces {
+		devices[n] = index
+	}
+	here := map[identity.Number]bool{}
+	for _, n := range in.Locals {
+		here[n] = true
+	}
+	behind = map[netip.Addr]uint32{}
 	for _, w := range s.Workloads {
-		addrs = append(addrs, w.Addresses...)
+		index, away := devices[w.Number]
+		switch {
+		case away:
+			for _, a := range w.Addresses {
+				behind[a] = index
+			}
+		case here[w.Number] || !mayBeAway(w):
+			addrs = append(addrs, w.Addresses...)
+		}
 	}
-	return addrs
+	return addrs, behind
+}
+
+// mayBeAway reports whether a workload's selectors can match something in a network namespace of its own. While nothing
+// matches, such a workload's addresses are nowhere.
+func mayBeAway(w mesh.Workload) bool {
+	return slices.ContainsFunc(w.Selectors, func(s policy.Selector) bool {
+		return s.Kind == policy.SelectInterface || s.Kind == policy.SelectContainer
+	})
 }
 
 // sameHost compares what UpdateHost is given.

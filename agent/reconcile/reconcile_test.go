@@ -308,10 +308,11 @@ func TestKeepalive(t *testing.T) {
 func TestBuildView(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	locals := map[policy.LocalKey]identity.Number{{Cgroup: 5, UID: policy.AnyUID}: sessiontest.APINumber, {Cgroup: 6}: 9999}
+	interfaces := map[uint32]identity.Number{7: sessiontest.APINumber, 8: 9999}
 	build := func(change func(*mesh.Snapshot), mode reconcile.OnLeaseEnd, at time.Time) *policy.View {
 		s := sessiontest.Sample(t, 1, now)
 		change(&s)
-		v := reconcile.BuildView(&s, locals, mode, at)
+		v := reconcile.BuildView(&s, locals, interfaces, mode, at)
 		if err := v.Validate(); err != nil {
 			t.Fatal(err)
 		}
@@ -336,6 +337,13 @@ func TestBuildView(t *testing.T) {
 	if len(v.Locals) != 1 || len(v.Rulesets) != 1 || v.Revision != 101 || v.Lease.Mode != policy.LeaseDenyAll || !v.Lease.Ends.Equal(now.Add(24*time.Hour)) {
 		t.Errorf("view: %+v", v)
 	}
+	if len(v.Interfaces) != 1 || v.Interfaces[7] != sessiontest.APINumber || len(v.Traits) != 0 {
+		t.Errorf("interfaces %v, traits %v", v.Interfaces, v.Traits)
+	}
+	want := policy.Traits{Confined: true}
+	if v := build(func(s *mesh.Snapshot) { s.Workloads[0].Traits = want }, reconcile.DenyAll, now); v.Traits[sessiontest.APINumber] != want || len(v.Traits) != 1 {
+		t.Errorf("traits %v", v.Traits)
+	}
 	if v := build(same, reconcile.DenyAll, now.Add(25*time.Hour)); len(v.Addresses) != 5 {
 		t.Errorf("%d addresses after the Bindings' end, expected own 4 and the tombstone", len(v.Addresses))
 	}
@@ -349,7 +357,7 @@ func TestBuildView(t *testing.T) {
 		t.Error("deny-new is not in the lease")
 	}
 	for _, status := range []string{"pending", "revoked"} {
-		if v := build(func(s *mesh.Snapshot) { s.Self.Status = status }, reconcile.DenyAll, now); len(v.Addresses) != 2 || len(v.Locals)+len(v.Rulesets) != 0 {
+		if v := build(func(s *mesh.Snapshot) { s.Self.Status = status }, reconcile.DenyAll, now); len(v.Addresses) != 2 || len(v.Locals)+len(v.Rulesets)+len(v.Interfaces)+len(v.Traits) != 0 {
 			t.Errorf("%s: %+v", status, v)
 		}
 	}

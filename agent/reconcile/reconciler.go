@@ -30,8 +30,10 @@ const (
 type Input struct {
 	// Snapshot is the last verified one; nil where there is none, and then everything in the overlay is denied.
 	Snapshot *mesh.Snapshot
-	Locals   map[policy.LocalKey]identity.Number
-	Hints    map[string][]netip.AddrPort // by node
+	// Locals and Interfaces are what attest found: the sockets and the network devices of workloads.
+	Locals     map[policy.LocalKey]identity.Number
+	Interfaces map[uint32]identity.Number
+	Hints      map[string][]netip.AddrPort // by node
 	// Down is the operator's word: peers go, and nothing passes.
 	Down bool
 	// BehindNAT: only packets that this host sends keep it reachable.
@@ -43,6 +45,7 @@ type Input struct {
 // Kinds of Object.
 const (
 	KindHost   = "host"
+	KindRoutes = "routes"
 	KindPolicy = "policy"
 	KindPeer   = "peer"
 	KindPrune  = "prune"
@@ -77,6 +80,7 @@ type Reconciler struct {
 	in     shared
 	real   applied
 	failed map[string]*Object
+	turns  turns
 }
 
 // shared is what others set and read.
@@ -92,10 +96,11 @@ type shared struct {
 
 // applied is what the target was last told with success.
 type applied struct {
-	self  *mesh.Self
-	addrs []netip.Addr
-	view  *policy.View
-	down  bool // view was made real by DenyAll
+	self   *mesh.Self
+	addrs  []netip.Addr
+	behind map[netip.Addr]uint32 // nil: not known
+	view   *policy.View
+	down   bool // view was made real by DenyAll
 	// shut: everything is denied because the View could not be enforced.
 	shut bool
 	// until is when something that view says begins or ends; see stale.
@@ -204,13 +209,14 @@ func (r *Reconciler) Run(ctx context.Context) error {
 
 // desired is the description of one pass.
 type desired struct {
-	host  *mesh.Self
-	addrs []netip.Addr
-	view  *policy.View
-	peers []mesh.Peer
-	down  bool
-	nat   bool
-	again time.Time
+	host   *mesh.Self
+	addrs  []netip.Addr
+	behind map[netip.Addr]uint32 // addresses that another device leads to
+	view   *policy.View
+	peers  []mesh.Peer
+	down   bool
+	nat    bool
+	again  time.Time
 }
 
 func (r *Reconciler) describe(in Input, now time.Time) desired {
@@ -221,16 +227,17 @@ func (r *Reconciler) describe(in Input, now time.Time) desired {
 		}
 		return d
 	}
-	return desired{host: &in.Snapshot.Self, addrs: hostAddrs(in.Snapshot),
-		view:  BuildView(in.Snapshot, in.Locals, r.mode, now),
+	addrs, behind := hostAddrs(in)
+	return desired{host: &in.Snapshot.Self, addrs: addrs, behind: behind,
+		view:  BuildView(in.Snapshot, in.Locals, in.Interfaces, r.mode, now),
 		peers: desiredPeers(in.Snapshot, in.Hints, r.mode, now),
 		nat:   in.BehindNAT,
-		again: nextChange(in.Snapshot, r.mode, now)}
+		again: r.turns.nextChange(in.Snapshot, r.mode, now)}
 }
 
 // pass makes one description real and returns how long it holds. The order:
 //
-//  1. the device has its addresses, so that the judge's hooks can choose them;
+//  1. the device has its addresses, so that the judge's hooks can choose them, and those behind others have routes;
 //  2. the judge learns the whole View: what was taken back is denied from here on, whatever fails below; a View that it
 //     cannot learn is replaced by one that denies everything;
 //  3. peers are added and changed, unless the judge does not have the View: nobody is let in ahead of it;
@@ -241,6 +248,7 @@ func (r *Reconciler) pass(ctx context.Context, in Input, version uint64) time.Du
 	now := r.now()
 	d := r.describe(in, now)
 	r.host(ctx, d)
+	r.routes(ctx, d)
 	r.enforce(ctx, d, now)
 	r.peers(ctx, d)
 	r.prune(ctx, d)
@@ -267,6 +275,24 @@ func (r *Reconciler) host(ctx context.Context, d desired) {
 	r.note(KindHost, d.host.Node, err)
 	if err == nil {
 		r.real.self, r.real.addrs = d.host, d.addrs
+	}
+}
+
+// routes tells a target that can of the addresses behind other devices, once it has the host's own.
+func (r *Reconciler) routes(ctx context.Context, d desired) {
+	target, ok := r.target.(Router)
+	if !ok || d.host == nil || r.real.self == nil || r.real.behind != nil && maps.Equal(r.real.behind, d.behind) {
+		r.forget(KindRoutes, d.host == nil)
+		return
+	}
+	err := target.UpdateRoutes(ctx, d.behind)
+	r.note(KindRoutes, "workloads", err)
+	r.real.behind = nil
+	if err == nil {
+		r.real.behind = maps.Clone(d.behind)
+		if r.real.behind == nil {
+			r.real.behind = map[netip.Addr]uint32{}
+		}
 	}
 }
 

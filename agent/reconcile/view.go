@@ -55,11 +55,14 @@ func (o OnLeaseEnd) lease(ends time.Time) policy.Lease {
 //  2. the addresses of Bindings that are valid at now, each with its end;
 //  3. tombstones, where nothing above claims the address.
 //
-// A pending or revoked node has its own node address and nothing else.
-func BuildView(s *mesh.Snapshot, locals map[policy.LocalKey]identity.Number, mode OnLeaseEnd, now time.Time) *policy.View {
+// locals and interfaces are what attest found; of them only what belongs to the snapshot's own workloads counts. A
+// pending or revoked node has its own node address and nothing else. The View shares the snapshot's rulesets.
+func BuildView(s *mesh.Snapshot, locals map[policy.LocalKey]identity.Number, interfaces map[uint32]identity.Number, mode OnLeaseEnd,
+	now time.Time) *policy.View {
 	v := &policy.View{Overlay4: s.Self.Overlay4, Overlay6: s.Self.Overlay6, Revision: s.Manifest.PolicyRevision,
 		Lease: mode.lease(s.Manifest.LeaseEnds), Addresses: map[netip.Addr]policy.Address{},
-		Locals: map[policy.LocalKey]identity.Number{}, Rulesets: map[identity.Number]policy.Ruleset{}}
+		Locals: map[policy.LocalKey]identity.Number{}, Rulesets: map[identity.Number]policy.Ruleset{},
+		Traits: map[identity.Number]policy.Traits{}, Interfaces: map[uint32]identity.Number{}}
 	// 1.
 	own := func(n identity.Number, addrs []netip.Addr) {
 		for _, a := range addrs {
@@ -74,6 +77,9 @@ func BuildView(s *mesh.Snapshot, locals map[policy.LocalKey]identity.Number, mod
 	for _, w := range s.Workloads {
 		own(w.Number, w.Addresses)
 		numbers[w.Number] = true
+		if w.Traits != (policy.Traits{}) {
+			v.Traits[w.Number] = w.Traits
+		}
 	}
 	// 2.
 	for _, b := range usable(s, mode, now) {
@@ -93,6 +99,11 @@ func BuildView(s *mesh.Snapshot, locals map[policy.LocalKey]identity.Number, mod
 		// attest may still answer for a workload that the snapshot has just taken away.
 		if numbers[n] {
 			v.Locals[k] = n
+		}
+	}
+	for index, n := range interfaces {
+		if numbers[n] {
+			v.Interfaces[index] = n
 		}
 	}
 	maps.Copy(v.Rulesets, s.Rulesets)
@@ -132,45 +143,3 @@ func usable(s *mesh.Snapshot, mode OnLeaseEnd, now time.Time) []mesh.Binding {
 }
 
 func name(b mesh.Binding) string { return b.Number.String() + "/" + b.Node }
-
-// nextChange is when the same inputs will first give another View, or the same one another meaning: a Binding, a rule's
-// window or the lease begins or ends. The zero time means never.
-func nextChange(s *mesh.Snapshot, mode OnLeaseEnd, now time.Time) time.Time {
-	var first time.Time
-	consider := func(t time.Time) {
-		if t.After(now) && (first.IsZero() || t.Before(first)) {
-			first = t
-		}
-	}
-	consider(s.Manifest.LeaseEnds.Add(mode.grace()))
-	for _, b := range s.Bindings {
-		consider(b.NotBefore)
-		consider(b.NotAfter.Add(mode.grace()))
-	}
-	for _, rules := range s.Rulesets {
-		for _, v := range rules {
-			for _, slot := range [...]policy.Slot{v.Allow, v.Deny} {
-				consider(slot.NotBefore)
-				consider(slot.NotAfter)
-			}
-		}
-	}
-	return first
-}
-
-// sameView compares all but the generation, which belongs to the enforcer.
-func sameView(a, b *policy.View) bool {
-	return a != nil && b != nil && a.Overlay4 == b.Overlay4 && a.Overlay6 == b.Overlay6 && a.Revision == b.Revision &&
-		a.Lease.Mode == b.Lease.Mode && a.Lease.Ends.Equal(b.Lease.Ends) &&
-		maps.EqualFunc(a.Addresses, b.Addresses, func(x, y policy.Address) bool {
-			return x.Number == y.Number && x.Local == y.Local && x.Revoked == y.Revoked && x.NotAfter.Equal(y.NotAfter)
-		}) &&
-		maps.Equal(a.Locals, b.Locals) && maps.EqualFunc(a.Rulesets, b.Rulesets, sameRuleset)
-}
-
-func sameRuleset(a, b policy.Ruleset) bool {
-	slot := func(x, y policy.Slot) bool {
-		return x.Rule == y.Rule && x.NotBefore.Equal(y.NotBefore) && x.NotAfter.Equal(y.NotAfter)
-	}
-	return maps.EqualFunc(a, b, func(x, y policy.Value) bool { return slot(x.Allow, y.Allow) && slot(x.Deny, y.Deny) })
-}

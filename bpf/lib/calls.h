@@ -46,7 +46,6 @@ static __always_inline bool begin_call(struct judge *j, __u8 hook)
 		return false;
 	j->hook = hook;
 	j->generation = READ_ONCE(cfg->generation);
-	j->wake = cfg->wake;
 	j->now = now_ns();
 	j->p.family = ip_mapped(&j->p.tuple.dst) || ip_mapped(&j->p.tuple.src) ? 4 : 6;
 	return true;
@@ -59,7 +58,7 @@ static __always_inline __u8 call_form(struct judge *j, struct ends *e)
 
 	e->src = find_addr(&j->p.tuple.src, j->generation);
 	e->dst = find_addr(&j->p.tuple.dst, j->generation);
-	if (proto != PROTO_TCP && proto != PROTO_UDP && proto != PROTO_ICMP && proto != PROTO_ICMPV6)
+	if (proto != PROTO_TCP && proto != PROTO_UDP && proto != PROTO_ICMP && proto != PROTO_ICMPV6 && proto != PROTO_SCTP)
 		return REASON_UNKNOWN_PROTO;
 	return lease_over(find_view(j->generation), j->now) ? REASON_LEASE_ENDED : REASON_NONE;
 }
@@ -84,8 +83,8 @@ static __always_inline bool call_answers(const struct judge *j)
 	if (j->p.tuple.proto == PROTO_TCP)
 		return false;
 	swapped = ct_key(&j->p.tuple, &key);
-	c = bpf_map_lookup_elem(&conns, &key);
-	return c && j->now < c->deadline && ct_side(c, swapped);
+	c = ct_find(&key);
+	return c && !ct_idle(c, j->now) && ct_side(READ_ONCE(c->state), swapped);
 }
 
 /* judge_call is steps 6 to 11 of a connect; the owner is known. */
@@ -144,6 +143,24 @@ static __always_inline int refuse(void)
 	return DROP_CG;
 }
 
+/* call_outside is step 1 of a call to a destination outside the overlay: true lets it go on. The unspecified address is
+ * this host. */
+static __always_inline bool call_outside(struct judge *j)
+{
+	__u32 zero = 0;
+	const struct settings *cfg = bpf_map_lookup_elem(&config, &zero);
+	struct ends e = {};
+
+	if (!cfg || !cfg->traits || ip_loopback(&j->p.tuple.dst) || ip_unset(&j->p.tuple.dst))
+		return true;
+	task_identity(j);
+	if (!asks(j, OWN_CONFINED))
+		return true;
+	e.src = find_addr(&j->p.tuple.src, j->generation);
+	deny(j, &e, REASON_INTERNET_DENIED, 0);
+	return finish(j, task_pid());
+}
+
 /* bind_source gives the socket an address and leaves the port open. mapped: an IPv6 socket that talks IPv4. */
 static __always_inline long bind_source(struct bpf_sock_addr *ctx, const struct ip *ip, bool v6)
 {
@@ -187,6 +204,8 @@ static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge
 		j->p.tuple.src = (struct ip){};
 	/* 1. Scope. */
 	if (!in_overlay(&j->p.tuple.dst, j->p.family)) {
+		if (!call_outside(j))
+			return refuse();
 		loosen(ctx, j, v6);
 		return PASS_CG;
 	}
@@ -200,7 +219,7 @@ static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge
 	task_identity(j);
 	own = find_own(j->owner, j->generation);
 	judge_call(j, &e, own);
-	if (j->verdict == VERDICT_ALLOW && ip_unset(&j->p.tuple.src) &&
+	if (j->verdict != VERDICT_DENY && ip_unset(&j->p.tuple.src) &&
 	    (!own_address(own, j->p.family, &source) || bind_source(ctx, &source, v6) < 0))
 		deny(j, &e, REASON_SOURCE_BOUND, 0);
 	return finish(j, task_pid()) ? PASS_CG : refuse();
@@ -285,7 +304,7 @@ static __always_inline int judge_sendmsg4(struct bpf_sock_addr *ctx)
 	if (!begin_call(&j, HOOK_CONNECT))
 		return refuse();
 	if (!in_overlay(&j.p.tuple.dst, j.p.family))
-		return PASS_CG;
+		return call_outside(&j) ? PASS_CG : refuse();
 	if (!judge_sendmsg(&j))
 		return refuse();
 	ctx->msg_src_ip4 = j.p.tuple.src.w[3];
@@ -312,7 +331,7 @@ static __always_inline int judge_sendmsg6(struct bpf_sock_addr *ctx)
 	if (!begin_call(&j, HOOK_CONNECT))
 		return refuse();
 	if (!in_overlay(&j.p.tuple.dst, j.p.family))
-		return PASS_CG;
+		return call_outside(&j) ? PASS_CG : refuse();
 	if (!judge_sendmsg(&j))
 		return refuse();
 	ctx->msg_src_ip6[0] = j.p.tuple.src.w[0];
@@ -371,15 +390,20 @@ SEC("tc")
 int test_connect(struct __sk_buff *skb)
 {
 	struct judge j = {};
-	struct tuple quote = {};
 	struct ends e = {};
 	__u8 reason;
 
-	parse(skb, &j.p, &quote);
+	parse(skb, &j.p);
 	if (!begin_call(&j, HOOK_CONNECT))
 		return DROP_TC;
 	if (!in_overlay(&j.p.tuple.dst, j.p.family)) {
-		ignore(&j);
+		test_identity(skb, &j);
+		if (!ip_loopback(&j.p.tuple.dst) && !ip_unset(&j.p.tuple.dst) && asks(&j, OWN_CONFINED)) {
+			e.src = find_addr(&j.p.tuple.src, j.generation);
+			deny(&j, &e, REASON_INTERNET_DENIED, 0);
+		} else {
+			ignore(&j);
+		}
 		return finish(&j, 0) ? PASS_TC : DROP_TC;
 	}
 	reason = call_form(&j, &e);
@@ -396,10 +420,9 @@ SEC("tc")
 int test_bind(struct __sk_buff *skb)
 {
 	struct judge j = {};
-	struct tuple quote = {};
 	struct ends e = {};
 
-	parse(skb, &j.p, &quote);
+	parse(skb, &j.p);
 	if (!begin_call(&j, HOOK_BIND))
 		return DROP_TC;
 	if (!in_overlay(&j.p.tuple.src, j.p.family)) {

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
-/* Connection tracking: one entry for both directions of a conversation, under its canonical tuple.
+/* Connection tracking: one entry for both directions of a conversation, under its canonical tuple. IPv4 has a table of
+ * its own, because its keys are 24 bytes shorter.
  *
  * Who may write what:
  *  - An entry is judged again, or taken away, only by the run that changes its generation to CT_BUSY first. Everybody
  *    else who meets a busy entry decides on its own packet and leaves the entry alone.
  *  - An entry is replaced by taking the old one away and inserting with BPF_NOEXIST; of two inserters one wins.
  *  - seal[] is one word, and carries the generation: a late writer of an older generation seals nothing.
- *  - Counters and seen are atomics. deadline is a plain word: whoever is last is right to within a clock tick. */
+ *  - Counters and state are atomics. deadline is a plain word: whoever is last is right to within a clock tick.
+ *  - usage[] counts the entries by the identity that opened them: up before an entry is inserted, down after one is
+ *    deleted, so that it is never less than the truth. */
 #pragma once
 
 #include "maps.h"
@@ -24,39 +27,58 @@
 #define UDP_IDLE_BOTH_WAYS   (180 * SECOND)
 #define ICMP_IDLE	     (30 * SECOND)
 
-/* Sides of an entry: 0 is the source of the first packet, 1 its destination. */
-enum ct_flags {
-	CT_SWAPPED = 1, /* the first packet's source is the second end of the canonical tuple */
-	CT_LOCAL0 = 2,	/* the side's address belongs to this host */
-	CT_LOCAL1 = 4,
-	CT_PEER0 = 8, /* the side's address is a peer that step 7 passes, until expires */
-	CT_PEER1 = 16,
+/* Instants in entries are counted in steps of 67 ms, which 32 bits hold for nine years after boot. */
+#define CT_STEP 26
+
+/* struct conn's state: the TCP flags of side 0 and 1 in the two low bytes, one bit for each side that sent anything,
+ * and these. Sides: 0 is the source of the first packet, 1 its destination. */
+enum ct_state {
+	CT_SWAPPED = 1 << 18, /* the first packet's source is the second end of the canonical tuple */
+	CT_LOCAL0 = 1 << 19,  /* the side's address belongs to this host */
+	CT_LOCAL1 = 1 << 20,
+	CT_PEER0 = 1 << 21, /* the side's address belongs to a known, valid identity */
+	CT_PEER1 = 1 << 22,
+	CT_TOLD = 1 << 23,    /* its beginning is on record */
+	CT_AUDITED = 1 << 24, /* what a rule in mode audit says of it is on record */
 };
 
-#define CT_LOCAL(side) (CT_LOCAL0 << (side))
-#define CT_PEER(side)  (CT_PEER0 << (side))
+#define CT_LOCAL(side) ((side) ? CT_LOCAL1 : CT_LOCAL0)
+#define CT_PEER(side)  ((side) ? CT_PEER1 : CT_PEER0)
+#define CT_ENDS	       (CT_LOCAL0 | CT_LOCAL1 | CT_PEER0 | CT_PEER1)
 
-/* struct conn.seen: TCP flags of side 0 and 1 in the two low bytes, then one bit for each side that sent anything. */
 #define SEEN_FLAGS(side, tcp) ((__u32)(tcp) << ((side) * 8))
 #define SEEN_SIDE(side)	      (1U << (16 + (side)))
 
+/* 80 bytes: with its key and what the kernel adds, an IPv4 entry takes 160. */
 struct conn {
 	__u64 generation; /* judged under this one; CT_BUSY while it is judged again */
-	__u64 expires;	  /* to be judged again from here on */
-	__u64 deadline;	  /* idle from here on */
-	__u64 created;
-	__u64 flow;	/* random: with created it names the flow in records */
-	__u64 seal[2];	/* the local socket of each side whose owner was verified, with the generation */
-	__u64 cgroup[2]; /* for records */
-	__u64 packets[2];
+	__u64 created;	  /* with the tuple, it names the flow in records */
+	__u64 seal[2];	  /* the local socket of each side whose owner was verified, with the generation */
 	__u64 bytes[2];
-	__u32 uid[2];	 /* for records */
-	__u32 number[2]; /* identities */
+	__u32 packets[2]; /* modulo 2^32 */
+	__u32 number[2];  /* identities */
 	__u32 rule;
-	__u32 seen;
-	__u32 flags;
-	__u32 pad;
+	__u32 expires;	/* step from which on it is judged again, rounded down; 0 for never */
+	__u32 deadline; /* step from which on it is idle, rounded up */
+	__u32 state;
 };
+
+/* struct tuple4 is the key of an IPv4 conversation. */
+struct tuple4 {
+	__u32 src, dst;
+	__u16 sport, dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 18);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tuple4);
+	__type(value, struct conn);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} conns4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -65,11 +87,48 @@ struct {
 	__type(key, struct tuple);
 	__type(value, struct conn);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} conns SEC(".maps");
+} conns6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} usage SEC(".maps");
+
+/* struct fragment_key names one datagram, struct fragment is what its first fragment says of the others. */
+struct fragment_key {
+	struct ip src, dst;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment {
+	__u64 until;
+	__u16 sport, dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+#define FRAGMENT_LIFE (30 * SECOND)
+
+/* What falls out of this table when it is full is lost, not let through. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} fragments SEC(".maps");
 
 /* ct_swapped: whether the source comes after the destination, by address, then port (internal/flow/tuple.go). */
 static __always_inline bool ct_swapped(const struct tuple *t)
 {
+	if (t->src.w[3] != t->dst.w[3] && ip_mapped(&t->src) && ip_mapped(&t->dst))
+		return bpf_ntohl(t->src.w[3]) > bpf_ntohl(t->dst.w[3]);
 	for (int i = 0; i < 4; i++) {
 		__u32 a = bpf_ntohl(t->src.w[i]), b = bpf_ntohl(t->dst.w[i]);
 
@@ -109,44 +168,145 @@ static __always_inline void ct_sort(struct tuple *t)
 	ct_key(&copy, t);
 }
 
-/* ct_side is the side of the entry that sends a packet. */
-static __always_inline __u32 ct_side(const struct conn *c, bool swapped)
+static __always_inline void ct_key4(const struct tuple *key, struct tuple4 *out)
 {
-	return ((c->flags & CT_SWAPPED) != 0) != swapped;
+	out->src = key->src.w[3];
+	out->dst = key->dst.w[3];
+	out->sport = key->sport;
+	out->dport = key->dport;
+	out->proto = key->proto;
+	out->pad[0] = out->pad[1] = out->pad[2] = 0;
 }
 
-static __always_inline bool ct_closed(__u32 seen)
+static __always_inline struct conn *ct_find(const struct tuple *key)
 {
-	return (seen & (SEEN_FLAGS(0, TCP_RST) | SEEN_FLAGS(1, TCP_RST))) ||
-	       (seen & (SEEN_FLAGS(0, TCP_FIN) | SEEN_FLAGS(1, TCP_FIN))) ==
+	struct tuple4 k;
+
+	if (!ip_mapped(&key->src))
+		return bpf_map_lookup_elem(&conns6, key);
+	ct_key4(key, &k);
+	return bpf_map_lookup_elem(&conns4, &k);
+}
+
+/* What a new connection starts from: nobody's yet (CT_BUSY), and its direction known, so that a packet that meets it
+ * before it is filled in is judged rightly. */
+static volatile const struct conn unborn[2] = {{.deadline = ~0U}, {.deadline = ~0U, .state = CT_SWAPPED}};
+
+/* ct_insert makes an entry that is nobody's yet; -EEXIST when another run was first. This and what follows is not
+ * inlined, for the sake of the stack. */
+__noinline int ct_insert(struct tuple *key, __u32 swapped)
+{
+	void *c = swapped ? (void *)&unborn[1] : (void *)&unborn[0];
+	struct tuple k6;
+	struct tuple4 k;
+
+	if (!key)
+		return -EBUSY;
+	if (!ip_mapped(&key->src)) {
+		k6 = *key; /* Linux 6.1 takes no argument of a function for a map's key */
+		return bpf_map_update_elem(&conns6, &k6, c, BPF_NOEXIST);
+	}
+	ct_key4(key, &k);
+	return bpf_map_update_elem(&conns4, &k, c, BPF_NOEXIST);
+}
+
+/* ct_charge counts one more connection of an identity; false when it has as many as it may. */
+__noinline int ct_charge(__u32 number, __u32 quota)
+{
+	__u32 zero = 0, *n;
+
+	if (!quota)
+		return 1;
+	n = bpf_map_lookup_elem(&usage, &number);
+	if (!n) {
+		bpf_map_update_elem(&usage, &number, &zero, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&usage, &number);
+		if (!n)
+			return 0;
+	}
+	if (__sync_fetch_and_add(n, 1) < quota)
+		return 1;
+	__sync_fetch_and_add(n, -1);
+	return 0;
+}
+
+__noinline int ct_uncharge(__u32 number)
+{
+	__u32 *n = bpf_map_lookup_elem(&usage, &number);
+
+	if (n && READ_ONCE(*n))
+		__sync_fetch_and_add(n, -1);
+	return 0;
+}
+
+/* ct_delete takes an entry away that this run has made busy; number is who opened it. */
+__noinline int ct_delete(struct tuple *key, __u32 number)
+{
+	struct tuple k6;
+	struct tuple4 k;
+
+	if (!key)
+		return 0;
+	if (ip_mapped(&key->src)) {
+		ct_key4(key, &k);
+		bpf_map_delete_elem(&conns4, &k);
+	} else {
+		k6 = *key;
+		bpf_map_delete_elem(&conns6, &k6);
+	}
+	return ct_uncharge(number);
+}
+
+/* ct_side is the side of the entry that sends a packet. */
+static __always_inline __u32 ct_side(__u32 state, bool swapped)
+{
+	return ((state & CT_SWAPPED) != 0) != swapped;
+}
+
+static __always_inline bool ct_closed(__u32 state)
+{
+	return (state & (SEEN_FLAGS(0, TCP_RST) | SEEN_FLAGS(1, TCP_RST))) ||
+	       (state & (SEEN_FLAGS(0, TCP_FIN) | SEEN_FLAGS(1, TCP_FIN))) ==
 		       (SEEN_FLAGS(0, TCP_FIN) | SEEN_FLAGS(1, TCP_FIN));
 }
 
-static __always_inline __u64 ct_idle_time(__u8 proto, __u32 seen)
+static __always_inline __u64 ct_idle_time(__u8 proto, __u32 state)
 {
 	switch (proto) {
 	case PROTO_TCP:
-		if (ct_closed(seen))
+		if (ct_closed(state))
 			return TCP_IDLE_CLOSED;
-		return seen & SEEN_SIDE(1) ? TCP_IDLE_ESTABLISHED : TCP_IDLE_OPENING;
-	case PROTO_UDP:
-		return seen & SEEN_SIDE(1) ? UDP_IDLE_BOTH_WAYS : UDP_IDLE_ONE_WAY;
+		return state & SEEN_SIDE(1) ? TCP_IDLE_ESTABLISHED : TCP_IDLE_OPENING;
+	case PROTO_ICMP:
+	case PROTO_ICMPV6:
+		return ICMP_IDLE;
 	}
-	return ICMP_IDLE;
+	return state & SEEN_SIDE(1) ? UDP_IDLE_BOTH_WAYS : UDP_IDLE_ONE_WAY;
+}
+
+/* ct_due: to be judged again. Up to a step too early, which costs one judgement and changes no answer. */
+static __always_inline bool ct_due(__u32 expires, __u64 now)
+{
+	return expires && (__u32)(now >> CT_STEP) >= expires;
+}
+
+static __always_inline bool ct_idle(const struct conn *c, __u64 now)
+{
+	return (__u32)(now >> CT_STEP) >= READ_ONCE(c->deadline);
 }
 
 /* ct_fresh: judged under this generation and not due to be judged again. The generation is read on both sides of
  * expires, so that no other run's answer is taken for ours. */
 static __always_inline bool ct_fresh(struct conn *c, __u64 generation, __u64 now)
 {
-	__u64 expires;
+	__u32 expires;
 
 	if (generation == CT_BUSY || READ_ONCE(c->generation) != generation)
 		return false;
 	expires = READ_ONCE(c->expires);
 	if (READ_ONCE(c->generation) != generation)
 		return false;
-	return !expires || now < expires;
+	return !ct_due(expires, now);
 }
 
 /* ct_take makes the entry this run's alone; false when another run has it or had it first. */
@@ -164,18 +324,23 @@ static __always_inline __u64 ct_seal(__u64 cgroup, __u32 uid, __u64 generation)
 	return (((cgroup << 32) | (cgroup >> 32)) ^ uid) + generation * 0x9e3779b97f4a7c15ULL;
 }
 
+/* ct_mark sets bits of an entry's state, and returns what it was. */
+static __always_inline __u32 ct_mark(struct conn *c, __u32 bits)
+{
+	__u32 state = READ_ONCE(c->state);
+
+	if ((state & bits) == bits)
+		return state;
+	return __sync_fetch_and_or(&c->state, bits);
+}
+
 /* ct_touch records that a side sent a packet. Words are written only when they change, so that several CPUs can share
  * the entry. */
 static __always_inline void ct_touch(struct conn *c, __u32 side, __u8 proto, __u8 tcp, __u64 now)
 {
-	__u32 bits = SEEN_SIDE(side) | SEEN_FLAGS(side, tcp), seen = READ_ONCE(c->seen);
-	__u64 deadline;
+	__u32 bits = SEEN_SIDE(side) | SEEN_FLAGS(side, tcp), deadline;
 
-	if ((seen & bits) != bits) {
-		__sync_fetch_and_or(&c->seen, bits);
-		seen |= bits;
-	}
-	deadline = now + ct_idle_time(proto, seen);
+	deadline = (__u32)((now + ct_idle_time(proto, ct_mark(c, bits) | bits)) >> CT_STEP) + 1;
 	if (READ_ONCE(c->deadline) != deadline)
 		WRITE_ONCE(c->deadline, deadline);
 }

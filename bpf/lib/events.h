@@ -9,12 +9,12 @@ enum event_kind {
 	EVENT_START = 1,
 	EVENT_END = 2,
 	EVENT_DENY = 3,
+	EVENT_AUDIT = 4,
 };
 
 struct event {
 	__u64 time;
-	__u64 created; /* with flow, the name of the flow; 0 for a denial */
-	__u64 flow;
+	__u64 created; /* with the tuple, the name of the flow; 0 for a denial */
 	__u64 generation;
 	__u64 revision;
 	__u64 cgroup;
@@ -84,17 +84,29 @@ static __always_inline struct event *event_reserve(__u8 kind)
 
 /* event_submit wakes the reader only when enough is queued; otherwise the reader looks by itself a few times a second.
  * Not inlined, so that struct event reaches the type information that the Go side is generated from. */
-static __noinline int event_submit(struct event *e, __u32 wake)
+static __noinline int event_submit(struct event *e)
 {
-	__u64 flags;
+	__u32 zero = 0;
+	const struct settings *cfg = bpf_map_lookup_elem(&config, &zero);
+	__u64 flags = BPF_RB_NO_WAKEUP;
 
-	if (!e)
-		return 0;
-	flags = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
-
+	if (cfg && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= cfg->wake)
+		flags = BPF_RB_FORCE_WAKEUP;
 	bpf_ringbuf_submit(e, flags);
 	return 0;
 }
+
+/* struct teller is what is told beside an entry. */
+struct teller {
+	__u64 now;
+	__u64 cgroup;
+	__u32 uid, pid;
+	__u32 rule;
+	__u8 kind;
+	__u8 verdict;
+	__u8 reason;
+	__u8 pad;
+};
 
 static __always_inline void event_tuple(struct event *e, const struct tuple *t)
 {
@@ -105,38 +117,52 @@ static __always_inline void event_tuple(struct event *e, const struct tuple *t)
 	e->proto = t->proto;
 }
 
-/* event_conn tells the beginning or the end of a flow; key is the canonical tuple. The caller owns the entry. */
-__noinline int event_conn(struct tuple *key, struct conn *c, __u32 kind, __u64 now, __u32 wake)
+/* event_conn tells the beginning or the end of a flow, or what a rule in mode audit says of it; key is the canonical
+ * tuple. cgroup and uid are those of the local socket, 0 where it is not known any more. */
+__noinline int event_conn(struct tuple *key, struct conn *c, struct teller *t)
 {
 	struct event *e;
+	__u32 state;
 
-	if (!key || !c)
+	if (!key || !c || !t)
 		return 0;
-	e = event_reserve(kind);
+	e = event_reserve(t->kind);
 	if (!e)
 		return 0;
+	state = READ_ONCE(c->state);
 	event_tuple(e, key);
-	if (c->flags & CT_SWAPPED) {
+	if (state & CT_SWAPPED) {
 		e->src = key->dst;
 		e->dst = key->src;
 		e->sport = key->dport;
 		e->dport = key->sport;
 	}
-	e->time = now;
+	e->time = t->now;
 	e->created = c->created;
-	e->flow = c->flow;
-	e->cgroup = c->cgroup[0] ? c->cgroup[0] : c->cgroup[1];
-	e->uid = c->cgroup[0] ? c->uid[0] : c->uid[1];
+	e->cgroup = t->cgroup;
+	e->uid = t->uid;
+	e->pid = t->pid;
 	e->packets[0] = c->packets[0];
 	e->packets[1] = c->packets[1];
 	e->bytes[0] = c->bytes[0];
 	e->bytes[1] = c->bytes[1];
 	e->src_number = c->number[0];
 	e->dst_number = c->number[1];
-	e->rule = c->rule;
-	e->verdict = VERDICT_ALLOW;
-	e->reason = REASON_POLICY_ALLOW;
-	e->tcp = c->seen | c->seen >> 8;
-	event_submit(e, wake);
+	e->rule = t->rule;
+	e->verdict = t->verdict;
+	e->reason = t->reason;
+	e->tcp = state | state >> 8;
+	event_submit(e);
 	return 0;
+}
+
+/* event_end tells the end of a flow. */
+static __always_inline void event_end(struct tuple *key, struct conn *c, __u64 now)
+{
+	struct teller t = {
+		.now = now, .rule = c->rule, .kind = EVENT_END,
+		.verdict = VERDICT_ALLOW, .reason = REASON_POLICY_ALLOW,
+	};
+
+	event_conn(key, c, &t);
 }

@@ -4,6 +4,9 @@
 #pragma once
 
 
+/* Receivers take off any number of tags with identifier 0; nobody needs more than two. */
+#define MAX_TAGS 8
+
 /* network_header finds an IP header behind a link header that skb->protocol does not tell of: a tag, or a packet socket
  * that names one protocol and sends another. 0 for neither. */
 static __always_inline __u32 network_header(struct __sk_buff *skb, __u16 *type)
@@ -12,7 +15,7 @@ static __always_inline __u32 network_header(struct __sk_buff *skb, __u16 *type)
 
 	if (bpf_skb_load_bytes_relative(skb, at - 2, type, sizeof(*type), BPF_HDR_START_MAC) < 0)
 		return 0;
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < MAX_TAGS; i++) {
 		if (*type != bpf_htons(ETH_P_8021Q) && *type != bpf_htons(ETH_P_8021AD))
 			break;
 		at += VLAN_HLEN;
@@ -49,41 +52,93 @@ static __always_inline bool guard_ends(struct __sk_buff *skb, struct packet *p, 
 	return in_overlay(&p->tuple.src, p->family) || in_overlay(&p->tuple.dst, p->family);
 }
 
-/* guard_packet is steps 1 to 3; true lets the packet pass. */
-static __always_inline bool guard_packet(struct __sk_buff *skb)
+/* guard_find reads the addresses; true when one of them is the overlay's. On the way out skb->protocol is what the sender
+ * says, and a packet socket may say anything: what the frame itself says counts as much, because the receiver goes by
+ * that. disguised: the two do not agree. */
+static __always_inline bool guard_find(struct __sk_buff *skb, struct packet *p, bool *disguised, bool *buried)
 {
-	struct judge j = {.hook = HOOK_GUARD, .device = DEVICE_OTHER};
-	struct tuple quote = {};
-	__u32 zero = 0, at = 0, base = BPF_HDR_START_NET;
-	__u16 type = skb->protocol;
-	struct settings *cfg;
-	__u8 reason = REASON_NONE;
+	__u16 type = 0;
+	__u32 at;
 
-	if (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6)) {
-		at = network_header(skb, &type);
-		if (!at)
-			return true;
-		base = BPF_HDR_START_MAC;
-	}
+	*disguised = false;
+	*buried = false;
+	if (guard_ends(skb, p, skb->protocol, 0, BPF_HDR_START_NET))
+		return true;
+	*disguised = true;
+	at = network_header(skb, &type);
+	*buried = type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+	return at && guard_ends(skb, p, type, at, BPF_HDR_START_MAC);
+}
+
+/* guard_workload judges at the device of a workload in a network namespace of its own, which is j's owner. */
+static __always_inline bool guard_workload(struct __sk_buff *skb, struct judge *j)
+{
+	__u8 reason;
+
+	__builtin_memset(&j->p, 0, sizeof(j->p));
+	parse(skb, &j->p);
 	/* 1. Scope. */
-	if (!guard_ends(skb, &j.p, type, at, base)) {
-		ignore(&j);
-		return finish(&j, 0);
+	if (!in_scope(j))
+		return outside(j, true);
+	j->now = now_ns();
+	/* 2. Form. */
+	reason = form(j);
+	if (reason) {
+		deny_early(j, reason);
+		return finish(j, 0);
 	}
+	return judge_tracked(skb, j);
+}
+
+/* guard_refuse is step 2 and 3 for what is the overlay's. */
+static __always_inline bool guard_refuse(struct __sk_buff *skb, struct judge *j, bool disguised)
+{
+	__u8 reason = REASON_NOT_TUNNEL;
+
+	j->cgroup = packet_cgroup(skb);
+	/* 2. Form. */
+	if (!disguised)
+		parse(skb, &j->p);
+	if (ip_multicast(&j->p.tuple.dst))
+		j->p.flags |= PACKET_QUIET;
+	/* 3. Place. On loopback only what is disguised comes here. */
+	if ((j->p.flags & PACKET_MALFORMED) || j->hook == HOOK_LOOPBACK)
+		reason = REASON_MALFORMED;
+	else if (j->p.flags & PACKET_PORTLESS)
+		reason = REASON_UNKNOWN_PROTO;
+	deny_early(j, reason);
+	return finish(j, 0);
+}
+
+/* guard_packet is steps 1 to 3; true lets the packet pass. hook is that of a workload's device in the same direction, or
+ * that of loopback. */
+static __always_inline bool guard_packet(struct __sk_buff *skb, const __u8 hook)
+{
+	bool ours, disguised, buried;
+	struct judge j = {};
+	__u32 zero = 0;
+	struct settings *cfg;
+
 	cfg = bpf_map_lookup_elem(&config, &zero);
 	if (!cfg)
 		return false;
-	j.generation = READ_ONCE(cfg->generation);
-	j.wake = cfg->wake;
-	j.cgroup = packet_cgroup(skb);
-	/* 2. Form. */
-	if (base == BPF_HDR_START_NET) {
-		parse(skb, &j.p, &quote);
-		reason = form(&j);
+	pull_headers(skb);
+	begin(&j, cfg, hook == HOOK_LOOPBACK ? hook : HOOK_GUARD);
+	j.device = hook == HOOK_LOOPBACK ? DEVICE_LOOPBACK : DEVICE_OTHER;
+	ours = guard_find(skb, &j.p, &disguised, &buried);
+	if (hook != HOOK_LOOPBACK && (ours ? !disguised : cfg->traits)) {
+		j.owner = find_iface(packet_ifindex(skb), j.generation);
+		if (j.owner) {
+			j.cgroup = BY_DEVICE | packet_ifindex(skb);
+			j.hook = hook;
+			j.device = DEVICE_WORKLOAD;
+			return guard_workload(skb, &j);
+		}
 	}
-	if (ip_multicast(&j.p.tuple.dst))
-		j.p.flags |= PACKET_QUIET;
-	/* 3. Place. */
-	deny_early(&j, reason ? reason : REASON_NOT_TUNNEL);
-	return finish(&j, 0);
+	/* 1. Scope. Buried deeper than anybody looks: on loopback no honest packet is tagged at all. */
+	if (!ours && !(buried && hook == HOOK_LOOPBACK)) {
+		ignore(&j);
+		return finish(&j, 0);
+	}
+	return guard_refuse(skb, &j, disguised);
 }

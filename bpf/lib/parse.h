@@ -7,12 +7,13 @@
 
 enum packet_flags {
 	PACKET_MALFORMED = 1,
-	PACKET_FRAGMENT = 2,
+	PACKET_FIRST = 2, /* the first fragment of a datagram */
 	PACKET_ECHO_REQUEST = 4,
-	PACKET_QUOTES = 8,   /* an ICMP error, whose quoted tuple is returned beside the packet */
+	PACKET_QUOTES = 8,   /* an ICMP error */
 	PACKET_NOT_IP = 16,  /* nothing was read */
 	PACKET_QUIET = 32,   /* multicast and neighbour discovery: denied without an event */
 	PACKET_PORTLESS = 64, /* a protocol that rules cannot name */
+	PACKET_LATER = 128,   /* a later fragment: its ports are those of the first */
 };
 
 /* Extension headers that are walked over before giving up; real traffic has one or two. */
@@ -23,10 +24,11 @@ enum packet_flags {
 
 struct packet {
 	struct tuple tuple;
+	__u32 fragment; /* identification, of a fragment; of an ICMP error, where the packet that it quotes begins */
 	__u8 family;
 	__u8 tcp;
 	__u8 flags;
-	__u8 pad;
+	__u8 part; /* protocol of what is fragmented: not the transport, where extension headers come between */
 };
 
 struct ipv4 {
@@ -50,6 +52,8 @@ struct ipv6 {
 };
 
 #define IPV4_MORE_OR_OFFSET 0x3fff
+#define IPV4_MORE	    0x2000
+#define IPV4_OFFSET	    0x1fff
 
 static __always_inline long load(struct __sk_buff *skb, __u32 at, void *to, __u32 size)
 {
@@ -105,7 +109,7 @@ static __noinline long parse_quoted(struct __sk_buff *skb, __u32 at, __u8 family
 	}
 	if (load(skb, at, l4, sizeof(l4)) < 0)
 		return -1;
-	if (q->proto == PROTO_TCP || q->proto == PROTO_UDP) {
+	if (q->proto == PROTO_TCP || q->proto == PROTO_UDP || q->proto == PROTO_SCTP) {
 		q->sport = (__u16)l4[0] << 8 | l4[1];
 		q->dport = (__u16)l4[2] << 8 | l4[3];
 	} else if (q->proto == PROTO_ICMP || q->proto == PROTO_ICMPV6) {
@@ -119,8 +123,9 @@ static __noinline long parse_quoted(struct __sk_buff *skb, __u32 at, __u8 family
 	return 0;
 }
 
-static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p, struct tuple *quote, __u32 at)
+static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 at)
 {
+	struct tuple quote = {};
 	__u8 icmp[8];
 	bool request;
 
@@ -142,11 +147,12 @@ static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p, 
 		return;
 	}
 	p->flags |= PACKET_QUOTES;
-	if (parse_quoted(skb, at + sizeof(icmp), p->family, quote) < 0)
+	p->fragment = at + sizeof(icmp);
+	if (parse_quoted(skb, p->fragment, p->family, &quote) < 0)
 		p->flags |= PACKET_MALFORMED;
 }
 
-static __always_inline void parse_transport(struct __sk_buff *skb, struct packet *p, struct tuple *quote, __u32 at)
+static __always_inline void parse_transport(struct __sk_buff *skb, struct packet *p, __u32 at)
 {
 	__u8 l4[14];
 
@@ -164,15 +170,21 @@ static __always_inline void parse_transport(struct __sk_buff *skb, struct packet
 			return;
 		}
 		break;
+	case PROTO_SCTP:
+		if (load(skb, at, l4, 12) < 0) {
+			p->flags |= PACKET_MALFORMED;
+			return;
+		}
+		break;
 	case PROTO_ICMP:
 		if (p->family == 4)
-			parse_icmp(skb, p, quote, at);
+			parse_icmp(skb, p, at);
 		else
 			p->flags |= PACKET_PORTLESS; /* ICMP of the other family means nothing */
 		return;
 	case PROTO_ICMPV6:
 		if (p->family == 6)
-			parse_icmp(skb, p, quote, at);
+			parse_icmp(skb, p, at);
 		else
 			p->flags |= PACKET_PORTLESS;
 		return;
@@ -184,7 +196,16 @@ static __always_inline void parse_transport(struct __sk_buff *skb, struct packet
 	p->tuple.dport = (__u16)l4[2] << 8 | l4[3];
 }
 
-static __always_inline void parse4(struct __sk_buff *skb, struct packet *p, struct tuple *quote)
+/* later_fragment: the offset is in units of 8 bytes. One that could rewrite a transport header that was judged is
+ * refused (RFC 1858, RFC 3128). */
+static __always_inline void later_fragment(struct packet *p, __u32 offset)
+{
+	p->flags |= PACKET_LATER;
+	if (offset < 2 && p->part != PROTO_UDP)
+		p->flags |= PACKET_MALFORMED;
+}
+
+static __always_inline void parse4(struct __sk_buff *skb, struct packet *p)
 {
 	struct ipv4 ip;
 	__u32 header;
@@ -204,11 +225,23 @@ static __always_inline void parse4(struct __sk_buff *skb, struct packet *p, stru
 		return;
 	}
 	if (ip.fragment & bpf_htons(IPV4_MORE_OR_OFFSET)) {
-		p->flags |= PACKET_FRAGMENT;
-		return;
+		p->fragment = bpf_ntohs(ip.id);
+		p->part = ip.proto;
+		if (ip.fragment & bpf_htons(IPV4_OFFSET)) {
+			later_fragment(p, bpf_ntohs(ip.fragment) & IPV4_OFFSET);
+			return;
+		}
+		p->flags |= PACKET_FIRST;
 	}
-	parse_transport(skb, p, quote, header);
+	parse_transport(skb, p, header);
 }
+
+struct ipv6_fragment {
+	__u8 next;
+	__u8 reserved;
+	__u16 offset_more;
+	__u32 id;
+};
 
 /* parse6_extensions walks to the transport header. A routing header would let a packet choose a second destination
  * behind the judge's back, so none is accepted. */
@@ -220,8 +253,26 @@ static __always_inline __u32 parse6_extensions(struct __sk_buff *skb, struct pac
 		__u8 ext[2];
 
 		if (next == PROTO_FRAGMENT) {
-			p->flags |= PACKET_FRAGMENT;
-			return 0;
+			struct ipv6_fragment f;
+			__u16 place;
+
+			if (p->flags & PACKET_FIRST || load(skb, at, &f, sizeof(f)) < 0)
+				break;
+			place = bpf_ntohs(f.offset_more);
+			next = f.next;
+			at += sizeof(f);
+			if (place & ~7) {
+				p->fragment = f.id;
+				p->part = p->tuple.proto = next;
+				later_fragment(p, place >> 3);
+				return 0;
+			}
+			if (place & 1) { /* else it is whole (RFC 6946) */
+				p->fragment = f.id;
+				p->part = next;
+				p->flags |= PACKET_FIRST;
+			}
+			continue;
 		}
 		if (next == PROTO_ROUTING)
 			break;
@@ -238,7 +289,7 @@ static __always_inline __u32 parse6_extensions(struct __sk_buff *skb, struct pac
 	return 0;
 }
 
-static __always_inline void parse6(struct __sk_buff *skb, struct packet *p, struct tuple *quote)
+static __always_inline void parse6(struct __sk_buff *skb, struct packet *p)
 {
 	struct ipv6 ip;
 	__u32 at = sizeof(ip);
@@ -261,22 +312,35 @@ static __always_inline void parse6(struct __sk_buff *skb, struct packet *p, stru
 		if (!at)
 			return;
 	}
-	parse_transport(skb, p, quote, at);
+	parse_transport(skb, p, at);
 }
 
 /* parse reads what an IP device or the IP layer carries. Global, as are the other functions that are not static: the
  * verifier checks such a function once by itself, and not again on every path that calls it. */
-__noinline int parse(struct __sk_buff *skb, struct packet *p, struct tuple *quote)
+__noinline int parse(struct __sk_buff *skb, struct packet *p)
 {
-	if (!p || !quote)
+	if (!p)
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		parse4(skb, p, quote);
+		parse4(skb, p);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		parse6(skb, p, quote);
+		parse6(skb, p);
 	else
 		p->flags |= PACKET_NOT_IP;
 	return 0;
+}
+
+/* What headers may take: a link header with tags, IPv6 with extension headers, and a transport header. */
+#define HEADERS 256
+
+/* pull_headers brings headers within reach that a sender has left in pages of their own: loads reach only the first part
+ * of a packet, and a packet that cannot be read could not be judged. Only programs at devices may pull. */
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	__u32 want = skb->len < HEADERS ? skb->len : HEADERS;
+
+	if ((void *)(long)skb->data + want > (void *)(long)skb->data_end)
+		bpf_skb_pull_data(skb, want);
 }
 
 /* Where an IP packet begins on the tunnel. Tunnels have no link header, but the test harness gives them one. */

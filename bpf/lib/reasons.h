@@ -29,6 +29,8 @@ enum reason {
 	REASON_SOURCE_BOUND = 15,
 	REASON_WRONG_RECEIVER = 16,
 	REASON_UNKNOWN_PROTO = 17,
+	REASON_INTERNET_DENIED = 18,
+	REASON_LISTEN_OVERLAY = 19,
 };
 
 enum hook {
@@ -40,15 +42,18 @@ enum hook {
 	HOOK_INGRESS_DEVICE = 5,
 	HOOK_GUARD = 6,
 	HOOK_LOOPBACK = 7,
+	HOOK_FROM_WORKLOAD = 8,
+	HOOK_TO_WORKLOAD = 9,
 };
 
 enum device {
 	DEVICE_TUNNEL = 0,
 	DEVICE_LOOPBACK = 1,
 	DEVICE_OTHER = 2,
+	DEVICE_WORKLOAD = 3,
 };
 
 /* Counters are indexed by verdict, hook and reason; the three sizes are powers of two above the last number. */
 #define COUNTER_REASONS 32
-#define COUNTER_HOOKS	8
+#define COUNTER_HOOKS	16
 #define COUNTER_SLOTS	(4 * COUNTER_HOOKS * COUNTER_REASONS)

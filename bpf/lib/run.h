@@ -11,26 +11,35 @@
  * functions that the verifier checks by themselves. */
 struct judge {
 	struct packet p;
-	__u64 now, generation, cgroup;
+	__u64 now, generation;
+	__u64 cgroup; /* of the socket; or, with BY_DEVICE, the device of a workload in a network namespace of its own */
 	__u32 uid, owner;
 	__u32 src_number, dst_number, rule;
-	__u32 wake;
 	__u8 hook, device, verdict, reason;
 	__u8 swapped; /* the tuple's ends change places in the table's key */
 	__u8 pad[7];
 };
+
+#define BY_DEVICE (1ULL << 63)
 
 /* struct ends is what the view knows of a packet's two addresses; null for nothing. */
 struct ends {
 	const struct addr *src, *dst;
 };
 
+/* is_egress: the packet comes from this end of the flow. */
 static __always_inline bool is_egress(__u8 hook)
 {
-	return hook == HOOK_EGRESS_SOCKET || hook == HOOK_EGRESS_DEVICE || hook == HOOK_LOOPBACK;
+	return hook == HOOK_EGRESS_SOCKET || hook == HOOK_EGRESS_DEVICE || hook == HOOK_LOOPBACK || hook == HOOK_FROM_WORKLOAD;
 }
 
-/* from_kernel: no socket, or one of the kernel's own. */
+/* by_device: the packet's owner is known by the device that it came from, or goes to. */
+static __always_inline bool by_device(const struct judge *j)
+{
+	return j->cgroup & BY_DEVICE;
+}
+
+/* from_kernel: no socket, or one of the kernel's own. What is forwarded has no socket either, but a device. */
 static __always_inline bool from_kernel(const struct judge *j)
 {
 	return j->cgroup <= ROOT_CGROUP;
@@ -71,7 +80,7 @@ static __always_inline void deny(struct judge *j, const struct ends *e, __u8 rea
 	j->src_number = addr_number(e->src);
 	j->dst_number = addr_number(e->dst);
 	if (j->owner) {
-		if (j->hook == HOOK_INGRESS_SOCKET)
+		if (j->hook == HOOK_INGRESS_SOCKET || j->hook == HOOK_TO_WORKLOAD)
 			j->dst_number = j->owner;
 		else if (j->hook != HOOK_INGRESS_DEVICE)
 			j->src_number = j->owner;
@@ -103,7 +112,7 @@ __noinline int deny_event(struct judge *j, __u32 pid)
 	e->time = bpf_ktime_get_ns();
 	e->generation = j->generation;
 	e->revision = v ? v->revision : 0;
-	e->cgroup = j->cgroup;
+	e->cgroup = by_device(j) ? 0 : j->cgroup;
 	e->uid = j->uid;
 	e->pid = pid;
 	e->src_number = j->src_number;
@@ -113,7 +122,7 @@ __noinline int deny_event(struct judge *j, __u32 pid)
 	e->reason = j->reason;
 	e->hook = j->hook;
 	e->tcp = j->p.tcp;
-	event_submit(e, j->wake);
+	event_submit(e);
 	return 0;
 }
 
@@ -124,18 +133,24 @@ static __always_inline bool finish(struct judge *j, __u32 pid)
 	if (j->verdict == VERDICT_IGNORE)
 		return true;
 	count(j->verdict, j->hook, j->reason);
-	if (j->verdict == VERDICT_ALLOW)
+	if (j->verdict != VERDICT_DENY)
 		return true;
 	deny_event(j, pid);
 	return false;
 }
 
 /* tally counts a packet of a tracked connection once in each direction: on the tunnel for what leaves or enters the
- * host, at the sender's socket for what stays. */
+ * host, and for what stays at the sender's socket, or the device that it comes from when that has one of its own. */
 static __always_inline void tally(struct __sk_buff *skb, const struct judge *j, struct conn *c, __u32 side)
 {
-	if (j->hook != HOOK_EGRESS_DEVICE && j->hook != HOOK_INGRESS_DEVICE &&
-	    !(j->hook == HOOK_EGRESS_SOCKET && j->device == DEVICE_LOOPBACK))
+	__u32 both = CT_LOCAL0 | CT_LOCAL1;
+
+	if (j->hook == HOOK_FROM_WORKLOAD) {
+		if ((READ_ONCE(c->state) & both) != both)
+			return;
+	} else if (j->hook != HOOK_EGRESS_DEVICE && j->hook != HOOK_INGRESS_DEVICE &&
+		   !(j->hook == HOOK_EGRESS_SOCKET && j->device != DEVICE_TUNNEL)) {
 		return;
+	}
 	ct_count(c, side, skb->gso_segs ?: 1, skb->len);
 }

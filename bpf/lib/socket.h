@@ -19,6 +19,8 @@ struct test_input {
 	__u32 levels;
 	__u32 uid;
 	__u32 device;
+	__u32 ifindex;
+	__u32 connected;
 	__u32 pad;
 };
 
@@ -54,6 +56,11 @@ static __always_inline __u64 now_ns(void)
 	return in ? in->now : 0;
 }
 
+static __always_inline __u64 instant_ns(void)
+{
+	return now_ns();
+}
+
 static __always_inline __u64 packet_ancestor(struct __sk_buff *skb, __u32 level)
 {
 	struct test_input *in = test_input();
@@ -87,6 +94,32 @@ static __always_inline __u32 packet_device(struct __sk_buff *skb, __u32 tunnel)
 	struct test_input *in = test_input();
 
 	return in ? in->device : DEVICE_OTHER;
+}
+
+static __always_inline __u32 packet_ifindex(struct __sk_buff *skb)
+{
+	struct test_input *in = test_input();
+
+	asm volatile("" : : "r"(skb));
+	return in ? in->ifindex : 0;
+}
+
+static __always_inline __u32 packet_from(struct __sk_buff *skb)
+{
+	return packet_ifindex(skb);
+}
+
+static __always_inline bool packet_connected(struct __sk_buff *skb)
+{
+	struct test_input *in = test_input();
+
+	asm volatile("" : : "r"(skb));
+	return in && in->connected;
+}
+
+static __always_inline bool packet_foreign(struct __sk_buff *skb, const struct settings *cfg)
+{
+	return false;
 }
 
 #else
@@ -125,6 +158,12 @@ static __always_inline __u64 now_ns(void)
 	return now;
 }
 
+/* instant_ns is the same without delay. */
+static __always_inline __u64 instant_ns(void)
+{
+	return bpf_ktime_get_ns();
+}
+
 static __always_inline __u64 packet_ancestor(struct __sk_buff *skb, __u32 level)
 {
 	return bpf_skb_ancestor_cgroup_id(skb, level);
@@ -145,6 +184,34 @@ static __always_inline __u32 packet_device(struct __sk_buff *skb, __u32 tunnel)
 	if (skb->ifindex == LOOPBACK_IFINDEX)
 		return DEVICE_LOOPBACK;
 	return tunnel && skb->ifindex == tunnel ? DEVICE_TUNNEL : DEVICE_OTHER;
+}
+
+static __always_inline __u32 packet_ifindex(struct __sk_buff *skb)
+{
+	return skb->ifindex;
+}
+
+/* packet_from is the device that a packet came in by; 0 for what this host sends itself. */
+static __always_inline __u32 packet_from(struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex;
+}
+
+/* packet_connected: the receiving socket has a peer of its own. Only programs at sockets may ask. */
+static __always_inline bool packet_connected(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	return sk && sk->dst_port;
+}
+
+/* packet_foreign: the socket is in another network namespace, whose packets meet the judge where they reach this one.
+ * Only programs at sockets may ask. */
+static __always_inline bool packet_foreign(struct __sk_buff *skb, const struct settings *cfg)
+{
+	return has_netns && cfg->netns && bpf_get_netns_cookie(skb) != cfg->netns;
 }
 
 #endif

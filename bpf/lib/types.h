@@ -30,6 +30,7 @@
 #define PROTO_FRAGMENT 44
 #define PROTO_ICMPV6   58
 #define PROTO_DSTOPTS  60
+#define PROTO_SCTP     132
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -37,6 +38,7 @@
 #define TCP_ACK 0x10
 
 #define EACCES 13
+#define EBUSY  16
 #define EEXIST 17
 
 #define PASS_TC	  (-1) /* TCX_NEXT: other tools' programs still run */
@@ -69,6 +71,13 @@ static __always_inline bool ip_equal(const struct ip *a, const struct ip *b)
 static __always_inline bool ip_mapped(const struct ip *a)
 {
 	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool ip_loopback(const struct ip *a)
+{
+	if (ip_mapped(a))
+		return (a->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == 0 && a->w[3] == bpf_htonl(1);
 }
 
 /* ip_unset: the unspecified address of either family. */

@@ -115,6 +115,23 @@ func TestOneOfManyWins(t *testing.T) {
 	}
 }
 
+// TestAuditIsSaid: a test that passes only because of mode audit says so.
+func TestAuditIsSaid(t *testing.T) {
+	b := newBench(t)
+	audited := strings.Replace(goodPolicy, "rules:\n", "rules:\n  - {id: dry, from: [app/api-server], to: [data/postgres], deny: [tcp/5000-6000], mode: audit}\n", 1)
+	var check apitypes.PolicyCheck
+	b.do("POST", "policy/check", policyBody(t, audited), 200, &check)
+	if !check.OK || len(check.Tests) == 0 || check.Tests[0].Got != "audit" || check.Tests[0].Rule != "dry" || !strings.Contains(check.Tests[0].Text, "in mode audit") {
+		t.Errorf("%+v", check)
+	}
+	b.do("PUT", "policy", policyBody(t, audited), 200, nil)
+	var x apitypes.Explanation
+	b.do("POST", "explain", `{"from":"app/api-server","to":"data/postgres","port":"tcp/5432"}`, 200, &x)
+	if x.Verdict != "audit" || x.Code != "POLICY_DENY" || x.Rule != "dry" || x.Remedy == "" {
+		t.Errorf("%+v", x)
+	}
+}
+
 func TestBadDocumentsChangeNothing(t *testing.T) {
 	b := newBench(t)
 	b.do("PUT", "policy", policyBody(t, goodPolicy), 200, nil)
@@ -123,7 +140,8 @@ func TestBadDocumentsChangeNothing(t *testing.T) {
 		{"syntax", policyBody(t, "zones: ["), apitypes.CodePolicyInvalid, "policy.yaml:1:"},
 		{"unknown key", policyBody(t, "zoness: []\n"), apitypes.CodePolicyInvalid, "policy.yaml:1:1"},
 		{"undefined workload", policyBody(t, "zones: [{name: app}]\nrules: [{id: r, from: [app/a], to: [app/b], allow: [any]}]\n"), apitypes.CodePolicyInvalid, "app/a"},
-		{"not built", policyBody(t, strings.Replace(goodPolicy, "allow: [tcp/5432]}", "allow: [tcp/5432], mode: audit}", 1)), apitypes.CodePolicyInvalid, "not built"},
+		{"not built", policyBody(t, strings.Replace(goodPolicy, "allow: [tcp/5432]}", "allow: [tcp/5432], when: 'true'}", 1)), apitypes.CodePolicyInvalid, "not built"},
+		{"mode", policyBody(t, strings.Replace(goodPolicy, "allow: [tcp/5432]}", "allow: [tcp/5432], mode: observe}", 1)), apitypes.CodePolicyInvalid, "expected enforce or audit"},
 		{"empty", policyBody(t, ""), apitypes.CodePolicyInvalid, "empty"},
 		{"failing test", policyBody(t, failing), apitypes.CodePolicyTests, "expected allow, got deny"},
 	} {

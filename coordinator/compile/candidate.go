@@ -15,7 +15,8 @@ const maxExplained = 20
 
 // TestResult is what one test of a document came to.
 type TestResult struct {
-	Test        policydoc.Test
+	Test policydoc.Test
+	// Pass: what passes on record only (verdict audit) passes, as far as a test that expects allow or deny can tell.
 	Pass        bool
 	Verdict     flow.Verdict
 	Code        flow.Reason
@@ -26,12 +27,15 @@ type TestResult struct {
 // String is one line: the position, the question, and how it came out.
 func (t TestResult) String() string {
 	q := fmt.Sprintf("%v: %s to %s on %v", t.Test.At, name(t.Test.From), name(t.Test.To), t.Test.Service)
-	if t.Pass {
-		return q + ": ok"
-	}
 	by := t.Code.String()
 	if t.Rule != "" {
 		by += " by rule " + t.Rule
+	}
+	switch {
+	case t.Pass && t.Verdict == flow.Audit:
+		return fmt.Sprintf("%s: ok, in mode audit; enforced, it would be denied (%s)", q, by)
+	case t.Pass:
+		return q + ": ok"
 	}
 	return fmt.Sprintf("%s: expected %v, got %v (%s)", q, t.Test.Expect, t.Verdict, by)
 }
@@ -66,7 +70,8 @@ func RunTests(doc *policydoc.Document, now time.Time) ([]TestResult, error) {
 	explained := 0
 	for _, t := range doc.Tests {
 		ans := c.judge(s.Numbers[t.From], s.Numbers[t.To], t.Service, now)
-		r := TestResult{Test: t, Verdict: ans.verdict, Code: ans.reason, Rule: c.Rules[ans.rule], Pass: ans.verdict == t.Expect}
+		r := TestResult{Test: t, Verdict: ans.Verdict, Code: ans.Reason, Rule: c.Rules[ans.Rule],
+			Pass: (ans.Verdict == flow.Deny) == (t.Expect == flow.Deny)}
 		if !r.Pass && explained < maxExplained {
 			explained++
 			x := Explain(s, c, t.From, t.To, t.Service, now)

@@ -35,13 +35,16 @@ type Compiled struct {
 	placed map[identity.Number][]registry.Instance // by workload, in the order of the State
 	onNode map[string][]registry.Instance
 	byRule map[uint32]*policydoc.Rule
+
+	confined map[identity.Zone]bool
 }
 
 // Compile expands every rule of the State's document. Workloads that no rule names have no ruleset: they can talk to
-// nothing.
+// nothing. Rules that meet at a port are joined as join (join.go) says, whether they name the port alone or in a range;
+// a port, a whole protocol and every protocol are different Keys, which policy.Lookup joins.
 //
-// Where several rules with one action meet at one Key, the one that stands longest is kept: without expiry before any
-// expiry, a later one before an earlier one, and the first in the document among equals.
+// Ranges become few entries, not one for each port (ranges.go). A range never holds port 0, which no service names and
+// nothing listens at: tcp/1-65535 is every port but that one, tcp is every port.
 func Compile(s *registry.State) (*Compiled, error) {
 	c := &Compiled{
 		Rulesets: map[identity.Number]policy.Ruleset{},
@@ -52,8 +55,13 @@ func Compile(s *registry.State) (*Compiled, error) {
 		placed:   map[identity.Number][]registry.Instance{},
 		onNode:   map[string][]registry.Instance{},
 		byRule:   make(map[uint32]*policydoc.Rule, len(s.Policy.Rules)),
+		confined: map[identity.Zone]bool{},
 	}
-	e := &expander{c: c, numbers: make([]identity.Number, len(s.Policy.Workloads))}
+	for _, z := range s.Policy.Zones {
+		c.confined[z.Name] = z.Confined
+	}
+	e := &expander{c: c, numbers: make([]identity.Number, len(s.Policy.Workloads)), order: make(map[uint32]int, len(s.Policy.Rules)),
+		ranged: map[pair][]int{}, known: map[string]*cut{}}
 	for i, w := range s.Policy.Workloads {
 		n, ok := s.Numbers[w.ID]
 		if !ok || !n.Allocated() {
@@ -71,27 +79,43 @@ func Compile(s *registry.State) (*Compiled, error) {
 	}
 	for i := range s.Policy.Rules {
 		rule := &s.Policy.Rules[i]
-		if err := e.rule(rule, s.RuleNumbers[rule.ID]); err != nil {
-			return nil, fmt.Errorf("%w: %v: rule %s: %w", ErrCompile, rule.At, rule.ID, err)
+		if err := e.rule(i, s.RuleNumbers[rule.ID]); err != nil {
+			return nil, refused(rule, err)
 		}
+	}
+	if i, err := e.ranges(); err != nil {
+		return nil, refused(&s.Policy.Rules[i], err)
 	}
 	return c, nil
 }
 
-// expander writes rules into rulesets.
+func refused(rule *policydoc.Rule, err error) error {
+	return fmt.Errorf("%w: %v: rule %s: %w", ErrCompile, rule.At, rule.ID, err)
+}
+
+// expander writes rules into rulesets: single ports, protocols and icmp as it reads them, ranges at the end.
 type expander struct {
 	c       *Compiled
 	numbers []identity.Number // by position in the document
+	order   map[uint32]int    // positions of rules in the document, by number
 	entries int
 	steps   int
+
+	pairs  []pair          // those of ranged, in the order in which rules name them
+	ranged map[pair][]int  // positions of the rules that have ranges for a pair, growing
+	known  map[string]*cut // by the rules that are in it
 }
+
+// pair is who opens a flow, and to whom.
+type pair struct{ from, to identity.Number }
 
 var (
 	errNoNumber = errors.New("it has no number")
 	errTooLarge = errors.New("the policy is too large")
 )
 
-func (e *expander) rule(rule *policydoc.Rule, number uint32) error {
+func (e *expander) rule(i int, number uint32) error {
+	rule := &e.c.state.Policy.Rules[i]
 	if number == 0 {
 		return errNoNumber
 	}
@@ -100,16 +124,21 @@ func (e *expander) rule(rule *policydoc.Rule, number uint32) error {
 	}
 	e.c.Rules[number] = rule.ID
 	e.c.byRule[number] = rule
-	ports, err := expand(rule.Services)
+	e.order[number] = i
+	keys, wide, err := expand(rule.Services)
 	if err != nil {
 		return err
 	}
-	slot := policy.Slot{Rule: number, NotAfter: rule.Expires}
+	v := valueOf(rule, number)
 	from, to := e.c.index.MatchAny(rule.From), e.c.index.MatchAny(rule.To)
 	// A workload to itself is a pair like any other: its instances on other hosts.
 	for _, f := range from {
 		for _, t := range to {
-			if err := e.pair(e.numbers[f], e.numbers[t], ports, rule.Action, slot); err != nil {
+			p := pair{e.numbers[f], e.numbers[t]}
+			if wide {
+				e.later(p, i)
+			}
+			if err := e.pair(p, keys, v); err != nil {
 				return err
 			}
 		}
@@ -117,22 +146,43 @@ func (e *expander) rule(rule *policydoc.Rule, number uint32) error {
 	return nil
 }
 
+// valueOf is one rule's word, for every Key that it names.
+func valueOf(rule *policydoc.Rule, number uint32) policy.Value {
+	slot := policy.Slot{Rule: number, NotAfter: rule.Expires}
+	switch {
+	case rule.Action == policy.ActionAllow:
+		slot.Audit = rule.Audit
+		return policy.Value{Allow: slot}
+	case rule.Audit:
+		return policy.Value{Audit: slot}
+	}
+	return policy.Value{Deny: slot}
+}
+
 // pair writes both ends: the host of either judges with its own ruleset.
-func (e *expander) pair(from, to identity.Number, ports []policy.Key, action policy.Action, slot policy.Slot) error {
-	if e.steps += 2 * len(ports); e.steps > maxSteps {
+func (e *expander) pair(p pair, keys []policy.Key, v policy.Value) error {
+	if e.steps += 2 * len(keys); e.steps > maxSteps {
 		return fmt.Errorf("%w: with this rule it takes more than %d steps to expand; name fewer workloads or ports", errTooLarge, maxSteps)
 	}
-	out, in := e.ruleset(from), e.ruleset(to)
-	for _, k := range ports {
-		k.Peer, k.Dir = to, policy.Egress
-		e.put(out, k, action, slot)
-		k.Peer, k.Dir = from, policy.Ingress
-		e.put(in, k, action, slot)
+	for _, k := range keys {
+		e.put(p, k, v)
 	}
-	if e.entries > maxEntries {
-		return fmt.Errorf("%w: with this rule it has more than %d entries; name fewer workloads or ports", errTooLarge, maxEntries)
+	// Each pair of pairs will have at least two more: a range is one entry or several, at both ends.
+	if e.entries+2*len(e.pairs) > maxEntries {
+		return e.tooMany()
 	}
 	return nil
+}
+
+func (e *expander) tooMany() error {
+	return fmt.Errorf("%w: with this rule it has more than %d entries; name fewer workloads or ports", errTooLarge, maxEntries)
+}
+
+func (e *expander) put(p pair, k policy.Key, v policy.Value) {
+	k.Peer, k.Dir = p.to, policy.Egress
+	e.write(e.ruleset(p.from), k, v)
+	k.Peer, k.Dir = p.from, policy.Ingress
+	e.write(e.ruleset(p.to), k, v)
 }
 
 func (e *expander) ruleset(n identity.Number) policy.Ruleset {
@@ -144,49 +194,37 @@ func (e *expander) ruleset(n identity.Number) policy.Ruleset {
 	return rs
 }
 
-func (e *expander) put(rs policy.Ruleset, k policy.Key, action policy.Action, slot policy.Slot) {
-	v, ok := rs[k]
+func (e *expander) write(rs policy.Ruleset, k policy.Key, v policy.Value) {
+	have, ok := rs[k]
 	if !ok {
 		e.entries++
-	}
-	have := &v.Deny
-	if action == policy.ActionAllow {
-		have = &v.Allow
-	}
-	if have.Present() && !outlives(slot, *have) {
+		rs[k] = v
 		return
 	}
-	*have = slot
-	rs[k] = v
+	if joined := e.join(have, v); joined != have {
+		rs[k] = joined
+	}
 }
 
-// outlives reports whether a stands longer than b; equals do not.
-func outlives(a, b policy.Slot) bool {
-	return !b.NotAfter.IsZero() && (a.NotAfter.IsZero() || a.NotAfter.After(b.NotAfter))
-}
+// ported reports whether a service of the protocol may name ports.
+func ported(p flow.Proto) bool { return p == flow.TCP || p == flow.UDP || p == flow.SCTP }
 
-// expand lists the Keys of services, without peer and direction, each once.
-func expand(services []policy.Service) ([]policy.Key, error) {
-	var out []policy.Key
+// expand lists the Keys of services but for ranges, without peer and direction, each once. wide reports whether there
+// are ranges.
+func expand(services []policy.Service) (keys []policy.Key, wide bool, err error) {
 	seen := map[policy.Key]bool{}
 	for _, svc := range services {
-		ports := int(svc.Last) - int(svc.First) + 1
-		if svc.First > svc.Last || svc.Proto == flow.AnyProto && svc.Last != 0 {
-			return nil, fmt.Errorf("%w: %v", policy.ErrService, svc)
+		if svc.First > svc.Last || svc.First == 0 && svc.Last != 0 || !ported(svc.Proto) && svc.Last != 0 {
+			return nil, false, fmt.Errorf("%w: %v", policy.ErrService, svc)
 		}
-		if ports > policydoc.MaxRangePorts {
-			return nil, fmt.Errorf("%v: port ranges wider than %d are %w", svc, policydoc.MaxRangePorts, policy.ErrNotBuilt)
+		if svc.First < svc.Last {
+			wide = true
+			continue
 		}
-		for i := range ports {
-			k := policy.Key{Proto: svc.Proto.Policy(), Port: svc.First + uint16(i)}
-			if !seen[k] {
-				seen[k] = true
-				out = append(out, k)
-			}
-		}
-		if len(out) > maxEntries {
-			return nil, errTooLarge
+		if k := (policy.Key{Proto: svc.Proto.Policy(), Port: svc.First}); !seen[k] {
+			seen[k] = true
+			keys = append(keys, k)
 		}
 	}
-	return slices.Clip(out), nil
+	return slices.Clip(keys), wide, nil
 }

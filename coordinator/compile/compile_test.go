@@ -3,7 +3,9 @@ package compile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,67 +88,109 @@ type question struct {
 	port     uint16
 }
 
-// reference is policy as the contract says it, over rules: deny wins; what no rule allows is denied. It shares no code
-// with the compiler. The rule is the most specific one; among those the one that stands longest, then the first.
+// reference is policy as the contract says it, over rules: deny wins; what no rule allows is denied; what only a rule in
+// mode audit would deny or withhold passes as audit. It shares no code with the compiler, and asks every rule about one
+// port. The rule that it names is the most specific one: the port alone or in a range, the protocol, any.
 func reference(doc *policydoc.Document, q question, now time.Time) (flow.Verdict, flow.Reason, string) {
-	type found struct {
-		rule     string
-		specific int
-		expires  time.Time
-	}
-	better := func(a, b found) bool {
-		if a.specific != b.specific {
-			return a.specific > b.specific
-		}
-		if a.expires.IsZero() || b.expires.IsZero() {
-			return a.expires.IsZero() && !b.expires.IsZero()
-		}
-		return a.expires.After(b.expires)
-	}
-	var deny, allow, stale found
+	var levels [4][]policydoc.Rule
 	for _, r := range doc.Rules {
 		if !referenceSide(r.From, q.from) || !referenceSide(r.To, q.to) {
 			continue
 		}
+		var at [4]bool
 		for _, s := range r.Services {
-			specific := 0
 			switch {
 			case s.Proto == 0:
-				specific = 1
+				at[0] = true
 			case s.Proto != q.proto:
 			case s.First == 0:
-				specific = 2
+				at[1] = true
 			case s.First <= q.port && q.port <= s.Last:
-				specific = 3
+				at[2] = true
 			}
-			if specific == 0 {
-				continue
-			}
-			this := found{r.ID, specific, r.Expires}
-			slot := &allow
-			active := r.Expires.IsZero() || now.Before(r.Expires)
-			switch {
-			case r.Action == policy.ActionDeny && !active:
-				continue
-			case r.Action == policy.ActionDeny:
-				slot = &deny
-			case !active:
-				slot = &stale
-			}
-			if slot.rule == "" || better(this, *slot) {
-				*slot = this
+		}
+		for l, is := range at {
+			if is {
+				levels[l] = append(levels[l], r)
 			}
 		}
 	}
-	switch {
-	case deny.rule != "":
-		return flow.Deny, flow.PolicyDeny, deny.rule
-	case allow.rule != "":
-		return flow.Allow, flow.PolicyAllow, allow.rule
-	case stale.rule != "":
-		return flow.Deny, flow.Expired, stale.rule
+	var deny, audit, allow, lenient, stale string
+	set := func(s *string, rule string) {
+		if *s == "" {
+			*s = rule
+		}
 	}
-	return flow.Deny, flow.NoRule, ""
+	for l := len(levels) - 1; l >= 0; l-- {
+		set(&deny, longest(levels[l], now, policy.ActionDeny, false))
+		set(&audit, longest(levels[l], now, policy.ActionDeny, true))
+		rule, stands, soft := referenceAllow(levels[l], now)
+		switch {
+		case rule == "":
+		case stands:
+			set(&allow, rule)
+		case soft:
+			set(&lenient, rule)
+		default:
+			set(&stale, rule)
+		}
+	}
+	switch {
+	case deny != "":
+		return flow.Deny, flow.PolicyDeny, deny
+	case allow == "" && lenient == "" && stale != "":
+		return flow.Deny, flow.Expired, stale
+	case allow == "" && lenient == "":
+		return flow.Deny, flow.NoRule, ""
+	case audit != "":
+		return flow.Audit, flow.PolicyDeny, audit
+	case allow != "":
+		return flow.Allow, flow.PolicyAllow, allow
+	}
+	return flow.Audit, flow.Expired, lenient
+}
+
+// longest names the rule of an action and a mode that stands longest of those that stand, the first among equals.
+func longest(rules []policydoc.Rule, now time.Time, action policy.Action, audit bool) string {
+	best := policydoc.Rule{}
+	for _, r := range rules {
+		if r.Action != action || r.Audit != audit || !r.Expires.IsZero() && !now.Before(r.Expires) {
+			continue
+		}
+		if best.ID == "" || !best.Expires.IsZero() && (r.Expires.IsZero() || r.Expires.After(best.Expires)) {
+			best = r
+		}
+	}
+	return best.ID
+}
+
+// referenceAllow is what the allow rules of one level come to: the rule to name, whether any of them stands, and whether
+// any is in mode audit. An endless one is named first; then one in mode audit; then the one that stands longest, which
+// may be over.
+func referenceAllow(rules []policydoc.Rule, now time.Time) (named string, stands, soft bool) {
+	var endless, audits, enforced []policydoc.Rule
+	for _, r := range rules {
+		if r.Action != policy.ActionAllow {
+			continue
+		}
+		stands = stands || r.Expires.IsZero() || now.Before(r.Expires)
+		soft = soft || r.Audit
+		switch {
+		case r.Expires.IsZero():
+			endless = append(endless, r)
+		case r.Audit:
+			audits = append(audits, r)
+		default:
+			enforced = append(enforced, r)
+		}
+	}
+	for _, list := range [][]policydoc.Rule{endless, audits, enforced} {
+		if len(list) > 0 {
+			first := slices.MaxFunc(list, func(a, b policydoc.Rule) int { return a.Expires.Compare(b.Expires) })
+			return first.ID, stands, soft
+		}
+	}
+	return "", false, false
 }
 
 func referenceSide(patterns []policydoc.Pattern, w policydoc.Workload) bool {
@@ -218,11 +262,12 @@ func genDoc(t *rapid.T) *policydoc.Document {
 		return policydoc.Pattern{ID: rapid.SampledFrom(doc.Workloads).Draw(t, "workload").ID}
 	})
 	service := rapid.Custom(func(t *rapid.T) policy.Service {
-		proto := rapid.SampledFrom([]flow.Proto{flow.AnyProto, flow.TCP, flow.UDP, flow.ICMP}).Draw(t, "proto")
+		proto := rapid.SampledFrom([]flow.Proto{flow.AnyProto, flow.TCP, flow.TCP, flow.TCP, flow.UDP, flow.SCTP, flow.ICMP}).Draw(t, "proto")
 		s := policy.Service{Proto: proto}
-		if proto != flow.AnyProto && proto != flow.ICMP && rapid.IntRange(0, 3).Draw(t, "ports") > 0 {
-			s.First = rapid.SampledFrom([]uint16{1, 79, 80, 81, 65534, 65535}).Draw(t, "first")
-			s.Last = s.First + uint16(rapid.IntRange(0, min(3, 65535-int(s.First))).Draw(t, "more"))
+		if proto != flow.AnyProto && proto != flow.ICMP && rapid.IntRange(0, 5).Draw(t, "ports") > 0 {
+			s.First = rapid.SampledFrom([]uint16{1, 2, 79, 80, 81, 96, 1024, 65534, 65535}).Draw(t, "first")
+			width := rapid.SampledFrom([]int{0, 0, 1, 2, 15, 16, 1000, 32768, 65535}).Draw(t, "more")
+			s.Last = s.First + uint16(min(width, 65535-int(s.First)))
 		}
 		return s
 	})
@@ -233,6 +278,7 @@ func genDoc(t *rapid.T) *policydoc.Document {
 			To:       rapid.SliceOfN(pattern, 1, 3).Draw(t, "to"),
 			Services: rapid.SliceOfN(service, 1, 3).Draw(t, "services"),
 			Action:   policy.Action(rapid.SampledFrom([]uint8{1, 1, 1, 0}).Draw(t, "action")),
+			Audit:    rapid.IntRange(0, 2).Draw(t, "audit") == 0,
 		}
 		if h := rapid.IntRange(-3, 3).Draw(t, "expires"); h < 3 {
 			r.Expires = noon.Add(time.Duration(h) * time.Hour) // 0: at the very instant, which is too late
@@ -242,7 +288,25 @@ func genDoc(t *rapid.T) *policydoc.Document {
 	return doc
 }
 
-// TestCompiledMatchesReference is P-1, in both rulesets: the sender's and the receiver's host must say the same.
+// edges are the ports at which an answer may change, with their neighbours, and some others.
+func edges(doc *policydoc.Document) []uint16 {
+	ports := map[uint16]bool{0: true, 1: true, 80: true, 82: true, 32767: true, 32768: true, 65535: true}
+	for _, r := range doc.Rules {
+		for _, s := range r.Services {
+			for d := -1; d <= 1; d++ {
+				for _, p := range [...]uint16{s.First, s.Last} {
+					if at := int(p) + d; at >= 0 && at <= 65535 {
+						ports[uint16(at)] = true
+					}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(ports))
+}
+
+// TestCompiledMatchesReference is P-1, in both rulesets: the sender's and the receiver's host must say the same, now and
+// at every other time.
 func TestCompiledMatchesReference(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		doc := genDoc(t)
@@ -251,25 +315,29 @@ func TestCompiledMatchesReference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for n, rs := range c.Rulesets {
+			if err := rs.Validate(); err != nil || len(rs) == 0 {
+				t.Fatalf("ruleset of %v with %d entries: %v", n, len(rs), err)
+			}
+		}
 		v := policy.View{Rulesets: c.Rulesets}
-		for _, from := range doc.Workloads {
-			for _, to := range doc.Workloads {
-				for _, proto := range []flow.Proto{flow.TCP, flow.UDP, flow.ICMP, flow.ICMPv6} {
-					for _, port := range []uint16{0, 1, 80, 82, 65535} {
-						q := question{from, to, proto, port}
-						if proto == flow.ICMPv6 {
-							q.proto = flow.ICMP
-						}
-						wv, wr, wrule := reference(doc, q, noon)
-						tuple := flow.Tuple{Proto: proto, Dst: netip.AddrPortFrom(netip.Addr{}, port)}
-						f, t2 := s.Numbers[from.ID], s.Numbers[to.ID]
-						for dir, ends := range [2][2]identity.Number{{f, t2}, {t2, f}} {
-							gv, gr, grule := v.Lookup(ends[0], ends[1], policy.Direction(dir), tuple, noon)
-							if gv != wv || gr != wr || c.Rules[grule] != wrule {
-								t.Fatalf("%s to %s %v/%d %v: got %v %v %q, want %v %v %q", from.ID.Short(), to.ID.Short(), proto, port,
-									policy.Direction(dir), gv, gr, c.Rules[grule], wv, wr, wrule)
-							}
-						}
+		now := noon.Add(time.Duration(rapid.IntRange(-4, 4).Draw(t, "now")) * time.Hour)
+		ports := edges(doc)
+		from, to := rapid.SampledFrom(doc.Workloads).Draw(t, "f"), rapid.SampledFrom(doc.Workloads).Draw(t, "t")
+		for _, proto := range []flow.Proto{flow.TCP, flow.UDP, flow.SCTP, flow.ICMP, flow.ICMPv6} {
+			for _, port := range ports {
+				q := question{from, to, proto, port}
+				if proto == flow.ICMPv6 {
+					q.proto = flow.ICMP
+				}
+				wv, wr, wrule := reference(doc, q, now)
+				tuple := flow.Tuple{Proto: proto, Dst: netip.AddrPortFrom(netip.Addr{}, port)}
+				f, t2 := s.Numbers[from.ID], s.Numbers[to.ID]
+				for dir, ends := range [2][2]identity.Number{{f, t2}, {t2, f}} {
+					got := v.Lookup(ends[0], ends[1], policy.Direction(dir), tuple, now)
+					if got.Verdict != wv || got.Reason != wr || c.Rules[got.Rule] != wrule || (got.Under == 0) != (wv == flow.Deny) {
+						t.Fatalf("%s to %s %v/%d %v: got %v %v %q, want %v %v %q", from.ID.Short(), to.ID.Short(), proto, port,
+							policy.Direction(dir), got.Verdict, got.Reason, c.Rules[got.Rule], wv, wr, wrule)
 					}
 				}
 			}
@@ -290,7 +358,7 @@ func TestExplainMatchesReference(t *testing.T) {
 		svc := policy.Service{Proto: flow.TCP, First: 80, Last: 80}
 		v, r, rule := reference(doc, question{from, to, flow.TCP, 80}, noon)
 		x := Explain(s, c, from.ID, to.ID, svc, noon)
-		if x.Verdict != v || x.Code != r || x.Rule != rule || len(x.Nearest) > maxNearest || v == flow.Deny && x.Remedy == "" {
+		if x.Verdict != v || x.Code != r || x.Rule != rule || len(x.Nearest) > maxNearest || v != flow.Allow && x.Remedy == "" {
 			t.Fatalf("got %+v, want %v %v %q", x, v, r, rule)
 		}
 		for _, n := range x.Nearest {
@@ -309,7 +377,7 @@ func TestEmptySelection(t *testing.T) {
 	doc.Rules = append(doc.Rules,
 		policydoc.Rule{ID: "zero", From: []policydoc.Pattern{{}}, To: []policydoc.Pattern{{}}, Action: policy.ActionAllow, Services: []policy.Service{{}}},
 		policydoc.Rule{ID: "none", Action: policy.ActionAllow, Services: []policy.Service{{}}},
-		policydoc.Rule{ID: "deleted", From: []policydoc.Pattern{{ID: mustID(t, "app/gone")}}, To: []policydoc.Pattern{{Zone: doc.Zones[0]}},
+		policydoc.Rule{ID: "deleted", From: []policydoc.Pattern{{ID: mustID(t, "app/gone")}}, To: []policydoc.Pattern{{Zone: doc.Zones[0].Name}},
 			Action: policy.ActionAllow, Services: []policy.Service{{}}})
 	c := mustCompile(t, Candidate(doc))
 	if len(c.Rulesets) != 0 {
@@ -351,9 +419,9 @@ func TestDirections(t *testing.T) {
 		{self, self, policy.Egress, 80, flow.Allow}, {self, self, policy.Ingress, 80, flow.Allow},
 		{identity.NumberUnknown, b, policy.Egress, 80, flow.Deny}, {b, identity.NumberUnknown, policy.Ingress, 80, flow.Deny},
 	} {
-		got, _, _ := v.Lookup(row.own, row.peer, row.dir, flow.Tuple{Proto: flow.TCP, Dst: netip.AddrPortFrom(netip.Addr{}, row.port)}, noon)
-		if got != row.want {
-			t.Errorf("%v to %v %v port %d: %v", row.own, row.peer, row.dir, row.port, got)
+		got := v.Lookup(row.own, row.peer, row.dir, flow.Tuple{Proto: flow.TCP, Dst: netip.AddrPortFrom(netip.Addr{}, row.port)}, noon)
+		if got.Verdict != row.want {
+			t.Errorf("%v to %v %v port %d: %+v", row.own, row.peer, row.dir, row.port, got)
 		}
 	}
 }
@@ -366,9 +434,12 @@ func TestCompileRefuses(t *testing.T) {
 		"workload without number":   func(s *registry.State) { delete(s.Numbers, s.Policy.Workloads[0].ID) },
 		"reserved number":           func(s *registry.State) { s.Numbers[s.Policy.Workloads[0].ID] = identity.NumberHost },
 		"two workloads, one number": func(s *registry.State) { s.Numbers[s.Policy.Workloads[0].ID] = identity.FirstNumber + 1 },
-		"wide range":                func(s *registry.State) { s.Policy.Rules[0].Services[0].Last = 80 + 1024 },
-		"range that ends before":    func(s *registry.State) { s.Policy.Rules[0].Services[0].Last = 79 },
-		"port of every protocol":    func(s *registry.State) { s.Policy.Rules[0].Services[0].Proto = flow.AnyProto },
+		"range from port 0": func(s *registry.State) {
+			s.Policy.Rules[0].Services[0] = policy.Service{Proto: flow.TCP, Last: 80}
+		},
+		"port of icmp":           func(s *registry.State) { s.Policy.Rules[0].Services[0].Proto = flow.ICMP },
+		"range that ends before": func(s *registry.State) { s.Policy.Rules[0].Services[0].Last = 79 },
+		"port of every protocol": func(s *registry.State) { s.Policy.Rules[0].Services[0].Proto = flow.AnyProto },
 	} {
 		s := Candidate(mustDoc(t, text))
 		change(s)
@@ -376,15 +447,15 @@ func TestCompileRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	s := Candidate(mustDoc(t, text))
-	s.Policy.Rules[0].Services[0].Last = 80 + 1023
-	if _, err := Compile(s); err != nil {
-		t.Errorf("1024 ports: %v", err)
+}
+
+// odd lists ranges of three ports that do not touch: each is two entries.
+func odd(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("tcp/%d-%d", 10*i+8, 10*i+10)
 	}
-	s.Policy.Rules[0].Services[0].Last = 80 + 1024
-	if _, err := Compile(s); !errors.Is(err, policy.ErrNotBuilt) || !strings.Contains(err.Error(), "rule r: ") {
-		t.Errorf("got %v", err)
-	}
+	return strings.Join(list, ", ")
 }
 
 // TestTooLarge: both limits name the rule, soon.
@@ -396,12 +467,19 @@ func TestTooLarge(t *testing.T) {
 	head := header(ids...)
 	for want, rules := range map[string]string{
 		"entries": "- {id: mesh, from: [app/*], to: [app/*], allow: [any]}\n",
-		"steps":   "- {id: one, from: [app/w1], to: [app/*], allow: [tcp/1-1024]}\n",
+		"steps":   "",
+		// Ranges are counted before they are written, too.
+		"mesh: the policy is too large: with this rule it has more than": "- {id: mesh, from: [app/*], to: [app/*], allow: [tcp/1-2]}\n",
+		"many: the policy is too large: with this rule it has":           "- {id: many, from: [app/*], to: [app/w0, app/w1, app/w2, app/w3, app/w4, app/w5, app/w6, app/w7], allow: [" + odd(100) + "]}\n",
 	} {
 		if want == "steps" {
 			var b strings.Builder
+			ports := make([]string, 300)
+			for i := range ports {
+				ports[i] = fmt.Sprintf("tcp/%d", i+1)
+			}
 			for i := range 7 {
-				fmt.Fprintf(&b, "- {id: r%d, from: [app/w1], to: [app/*], allow: [tcp/1-300]}\n", i)
+				fmt.Fprintf(&b, "- {id: r%d, from: [app/w1], to: [app/*], allow: [%s]}\n", i, strings.Join(ports, ", "))
 			}
 			rules = b.String()
 		}

@@ -35,10 +35,10 @@ type Near struct {
 
 // Explanation is the answer to: would this flow work, and why (not)?
 type Explanation struct {
-	Verdict        flow.Verdict   `json:"verdict"`
+	Verdict        flow.Verdict   `json:"verdict"` // audit: it passes, and is recorded as what a rule in mode audit would withhold
 	Code           flow.Reason    `json:"code"`
 	Stage          string         `json:"stage"` // the step that decided: identity, placement, egress or ingress
-	Rule           string         `json:"rule"`  // the deciding rule, or ""
+	Rule           string         `json:"rule"`  // the deciding rule, or ""; with verdict audit, the one in mode audit
 	PolicyRevision uint64         `json:"policy_revision"`
 	From           End            `json:"from"`
 	To             End            `json:"to"`
@@ -63,10 +63,10 @@ func Explain(s *registry.State, c *Compiled, from, to identity.ID, svc policy.Se
 		return x
 	}
 	ans := c.judge(x.From.Number, x.To.Number, svc, now)
-	if rule := c.deniedWithin(x.From.Number, x.To.Number, x.Service, now); rule != 0 && ans.verdict == flow.Allow {
-		ans = answer{verdict: flow.Deny, reason: flow.PolicyDeny, rule: rule}
+	if ans.Verdict != flow.Deny && !policydoc.Single(x.Service) {
+		ans = c.deniedWithin(&x, ans, now)
 	}
-	x.Verdict, x.Code, x.Stage, x.Rule = ans.verdict, ans.reason, ans.dir.String(), c.Rules[ans.rule]
+	x.Verdict, x.Code, x.Stage, x.Rule = ans.Verdict, ans.Reason, ans.dir.String(), c.Rules[ans.Rule]
 	c.describe(&x, now)
 	return x
 }
@@ -132,46 +132,75 @@ func name(id identity.ID) string {
 	return id.Short()
 }
 
-// answer is a verdict with the side that gave it.
+// answer is what was decided, with the side that decided it.
 type answer struct {
-	verdict flow.Verdict
-	reason  flow.Reason
-	rule    uint32
-	dir     policy.Direction
+	policy.Answer
+	dir policy.Direction
 }
 
-// judge asks both rulesets, in the order in which a packet meets them.
+// judge asks both rulesets, in the order in which a packet meets them, as step 11 of policy.Judge does: a denial of the
+// first is not asked further, and the first would-be denial is the one that counts.
 func (c *Compiled) judge(from, to identity.Number, svc policy.Service, now time.Time) answer {
 	v := policy.View{Rulesets: c.Rulesets}
 	t := flow.Tuple{Proto: svc.Proto, Dst: netip.AddrPortFrom(netip.Addr{}, svc.First)}
-	a := answer{dir: policy.Egress}
-	a.verdict, a.reason, a.rule = v.Lookup(from, to, policy.Egress, t, now)
-	if a.verdict != flow.Allow {
-		return a
+	out := v.Lookup(from, to, policy.Egress, t, now)
+	if out.Verdict == flow.Deny {
+		return answer{out, policy.Egress}
 	}
-	a.dir = policy.Ingress
-	a.verdict, a.reason, a.rule = v.Lookup(to, from, policy.Ingress, t, now)
-	return a
+	in := v.Lookup(to, from, policy.Ingress, t, now)
+	if out.Verdict == flow.Audit && in.Verdict != flow.Deny {
+		return answer{out, policy.Egress}
+	}
+	return answer{in, policy.Ingress}
 }
 
-// deniedWithin is the lowest number of the deny rules that stand at some port of a wide question; Lookup looks at one
-// port only. Both rulesets hold the same rules, so that one is enough.
-func (c *Compiled) deniedWithin(from, to identity.Number, svc policy.Service, now time.Time) (rule uint32) {
-	if policydoc.Single(svc) {
-		return 0
-	}
-	for k, v := range c.Rulesets[from] {
-		at := policy.Service{Proto: k.Proto, First: k.Port, Last: k.Port}
-		if k.Peer == to && k.Dir == policy.Egress && v.Deny.Active(now) && policydoc.Covers(svc, at) && (rule == 0 || v.Deny.Rule < rule) {
-			rule = v.Deny.Rule
+// deniedWithin looks for rules that deny some port of a wide question; Lookup looks at one port only. The one with the
+// lowest number counts, and one in mode audit only where no other denies. Both rulesets hold the same rules, so that one
+// is enough.
+func (c *Compiled) deniedWithin(x *Explanation, ans answer, now time.Time) answer {
+	var deny, audit uint32
+	lowest := func(have *uint32, s policy.Slot) {
+		if s.Active(now) && (*have == 0 || s.Rule < *have) {
+			*have = s.Rule
 		}
 	}
-	return rule
+	for k, v := range c.Rulesets[x.From.Number] {
+		if k.Peer == x.To.Number && k.Dir == policy.Egress && meets(k, x.Service) {
+			lowest(&deny, v.Deny)
+			lowest(&audit, v.Audit)
+		}
+	}
+	switch {
+	case deny != 0:
+		return answer{policy.Answer{Verdict: flow.Deny, Reason: flow.PolicyDeny, Rule: deny}, policy.Egress}
+	case audit != 0 && ans.Verdict == flow.Allow:
+		return answer{policy.Answer{Verdict: flow.Audit, Reason: flow.PolicyDeny, Rule: audit, Under: ans.Rule}, policy.Egress}
+	}
+	return ans
+}
+
+// meets reports whether a Key holds a port of svc.
+func meets(k policy.Key, svc policy.Service) bool {
+	if svc.Proto != flow.AnyProto && k.Proto != flow.AnyProto && k.Proto != svc.Proto.Policy() {
+		return false
+	}
+	if svc.First == 0 || k.Port == 0 && k.Bits == 0 {
+		return true
+	}
+	last := k.Port
+	if k.Bits > 0 {
+		last |= 1<<(16-k.Bits) - 1
+	}
+	return k.Port <= svc.Last && svc.First <= last
 }
 
 // describe fills in what a person reads.
 func (c *Compiled) describe(x *Explanation, now time.Time) {
 	ask := fmt.Sprintf("%v from %s to %s", x.Service, name(x.From.ID), name(x.To.ID))
+	if x.Verdict == flow.Audit {
+		c.describeAudit(x, ask)
+		return
+	}
 	switch x.Code {
 	case flow.PolicyAllow:
 		x.Observed = fmt.Sprintf("rule %s allows %s", x.Rule, ask)
@@ -194,6 +223,18 @@ func (c *Compiled) describe(x *Explanation, now time.Time) {
 	x.Nearest = c.nearest(x, now)
 	if x.Code == flow.NoRule && len(x.Nearest) > 0 && x.Nearest[0].score == scorePort {
 		x.Remedy = fmt.Sprintf("add %v to allow of rule %s (%s), then run: signet policy apply FILE", x.Service, x.Nearest[0].Rule, x.Nearest[0].At)
+	}
+}
+
+// describeAudit is describe for what passes only because a rule is in mode audit.
+func (c *Compiled) describeAudit(x *Explanation, ask string) {
+	x.Observed = fmt.Sprintf("rule %s would deny %s; it is in mode audit, so that the flow passes and is recorded with event audit", x.Rule, ask)
+	x.Expected = "an allow rule and no deny rule, of either mode"
+	x.Remedy = fmt.Sprintf("before rule %s (%s) is enforced, change it or stop the flow", x.Rule, c.at(x.Rule))
+	if x.Code == flow.Expired {
+		x.Observed = fmt.Sprintf("rule %s has expired and would withhold %s; it is in mode audit, so that the flow passes and is recorded with event audit", x.Rule, ask)
+		x.Expected = "an allow rule that has not expired"
+		x.Remedy = fmt.Sprintf("before rule %s (%s) is enforced, change its expires or stop the flow", x.Rule, c.at(x.Rule))
 	}
 }
 
@@ -255,7 +296,7 @@ func (c *Compiled) compare(r *policydoc.Rule, x *Explanation, from, to bool, now
 		n.Fails = fmt.Sprintf("to: %s is not in %v", name(x.To.ID), brief(r.To))
 	case !port:
 		n.Fails = fmt.Sprintf("allow: %v is not in %v", x.Service, brief(r.Services))
-	case !r.Expires.IsZero() && !now.Before(r.Expires):
+	case !r.Audit && !r.Expires.IsZero() && !now.Before(r.Expires):
 		n.Fails = "expires: it expired at " + r.Expires.Format(time.RFC3339)
 	case x.Code == flow.PolicyDeny:
 		n.Fails = fmt.Sprintf("deny rule %s wins", x.Rule)

@@ -10,6 +10,7 @@ import (
 	"github.com/signet-overlay/signet/internal/identity"
 	"github.com/signet-overlay/signet/internal/mesh"
 	"github.com/signet-overlay/signet/internal/policy"
+	"github.com/signet-overlay/signet/internal/policydoc"
 )
 
 // NodeView is what one node's agent must know, and nothing else: its interest set. It shares its rulesets with the
@@ -49,7 +50,7 @@ func (c *Compiled) For(node string) NodeView {
 		if !ok {
 			continue // the document dropped it, and the registry has not followed yet
 		}
-		v.Workloads = append(v.Workloads, mesh.Workload{ID: i.Workload, Number: i.Number, Addresses: addresses(i), Selectors: w.Selectors})
+		v.Workloads = append(v.Workloads, mesh.Workload{ID: i.Workload, Number: i.Number, Addresses: addresses(i), Selectors: w.Selectors, Traits: c.traits(w)})
 		v.Names[i.Number] = i.Workload
 		rs := c.Rulesets[i.Number]
 		if len(rs) == 0 {
@@ -58,7 +59,7 @@ func (c *Compiled) For(node string) NodeView {
 		v.Rulesets[i.Number] = rs
 		for k, val := range rs {
 			mentioned[k.Peer] = true
-			for _, rule := range [...]uint32{val.Allow.Rule, val.Deny.Rule} {
+			for _, rule := range [...]uint32{val.Allow.Rule, val.Deny.Rule, val.Audit.Rule} {
 				if rule != 0 {
 					v.Rules[rule] = c.Rules[rule]
 				}
@@ -68,6 +69,11 @@ func (c *Compiled) For(node string) NodeView {
 	slices.SortFunc(v.Workloads, func(a, b mesh.Workload) int { return cmp.Compare(a.Number, b.Number) })
 	c.peers(&v, mentioned)
 	return v
+}
+
+// traits are what the workload's zone and the workload itself ask for.
+func (c *Compiled) traits(w *policydoc.Workload) policy.Traits {
+	return policy.Traits{Confined: c.confined[w.ID.Zone()], OverlayOnly: w.OverlayOnly}
 }
 
 func (c *Compiled) peers(v *NodeView, mentioned map[identity.Number]bool) {
@@ -110,14 +116,18 @@ func addresses(i registry.Instance) []netip.Addr {
 }
 
 // View is the same as a policy.View, for reference: what the node's judge would hold with Bindings that never expire.
-// Which sockets belong to which workload only the host knows; the caller fills in Locals.
+// Which sockets and devices belong to which workload only the host knows; the caller fills in Locals and Interfaces.
 func (c *Compiled) View(node string) *policy.View {
 	nv := c.For(node)
 	v := &policy.View{
 		Overlay4: c.state.Overlay4, Overlay6: c.state.Overlay6, Revision: c.state.PolicyRevision,
 		Addresses: map[netip.Addr]policy.Address{}, Locals: map[policy.LocalKey]identity.Number{}, Rulesets: nv.Rulesets,
+		Traits: map[identity.Number]policy.Traits{},
 	}
 	for _, w := range nv.Workloads {
+		if w.Traits != (policy.Traits{}) {
+			v.Traits[w.Number] = w.Traits
+		}
 		for _, a := range w.Addresses {
 			v.Addresses[a] = policy.Address{Number: w.Number, Local: true}
 		}

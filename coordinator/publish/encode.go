@@ -121,7 +121,7 @@ func equalSelves(a, b mesh.Self) bool {
 
 func equalWorkloads(a, b []mesh.Workload) bool {
 	return slices.EqualFunc(a, b, func(x, y mesh.Workload) bool {
-		return x.ID == y.ID && x.Number == y.Number && slices.Equal(x.Addresses, y.Addresses) && slices.Equal(x.Selectors, y.Selectors)
+		return x.ID == y.ID && x.Number == y.Number && x.Traits == y.Traits && slices.Equal(x.Addresses, y.Addresses) && slices.Equal(x.Selectors, y.Selectors)
 	})
 }
 

@@ -6,10 +6,14 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 
+	"github.com/signet-overlay/signet/bpf"
 	"github.com/signet-overlay/signet/internal/flow"
 	"github.com/signet-overlay/signet/internal/policy"
 	"github.com/signet-overlay/signet/internal/policy/policytest"
 )
+
+// step is how exactly the kernel keeps idle times.
+const step = 2 << bpf.ConnStep
 
 // story drives the twin through time with the packets of one conversation.
 type story struct {
@@ -65,29 +69,29 @@ func TestIdle(t *testing.T) {
 	}{
 		{"unanswered", "rules: TCP", func(s *story) {
 			s.says(s.client, syn, flow.PolicyAllow)
-			s.after(time.Minute - 1)
+			s.after(time.Minute - step)
 			s.says(s.client, ack, flow.PolicyAllow)
-			s.after(time.Minute)
+			s.after(time.Minute + step)
 			s.says(s.client, ack, flow.CTInvalid)
 			s.says(s.server, syn|ack, flow.CTInvalid)
 		}},
 		{"established", "rules: TCP", func(s *story) {
 			s.says(s.client, syn, flow.PolicyAllow)
 			s.says(s.server, syn|ack, flow.PolicyAllow)
-			s.after(24*time.Hour - 1)
+			s.after(24*time.Hour - step)
 			s.says(s.server, ack, flow.PolicyAllow)
-			s.after(24 * time.Hour)
+			s.after(24*time.Hour + step)
 			s.says(s.server, ack, flow.CTInvalid)
 		}},
 		{"closed by both", "rules: TCP", func(s *story) {
 			s.says(s.client, syn, flow.PolicyAllow)
 			s.says(s.server, syn|ack, flow.PolicyAllow)
 			s.says(s.client, fin, flow.PolicyAllow)
-			s.after(time.Minute)
+			s.after(time.Minute + step)
 			s.says(s.server, fin, flow.PolicyAllow)
-			s.after(10*time.Second - 1)
+			s.after(10*time.Second - step)
 			s.says(s.client, ack, flow.PolicyAllow)
-			s.after(10 * time.Second)
+			s.after(10*time.Second + step)
 			s.says(s.client, ack, flow.CTInvalid)
 		}},
 		{"reset, and opened again at once", "rules: TCP", func(s *story) {
@@ -95,7 +99,7 @@ func TestIdle(t *testing.T) {
 			s.says(s.server, rst, flow.PolicyAllow)
 			s.says(s.client, syn, flow.PolicyAllow)
 			s.says(s.server, syn|ack, flow.PolicyAllow)
-			s.after(time.Minute)
+			s.after(time.Minute + step)
 			s.says(s.client, ack, flow.PolicyAllow)
 		}},
 		{"opened backwards after a reset: judged as what it is", "rules: TCP", func(s *story) {
@@ -105,22 +109,22 @@ func TestIdle(t *testing.T) {
 		}},
 		{"datagram unanswered", "rules: UDP", func(s *story) {
 			s.says(s.client, 0, flow.PolicyAllow)
-			s.after(time.Minute)
+			s.after(time.Minute + step)
 			s.says(s.server, 0, flow.NoRule)
 		}},
 		{"datagram answered", "rules: UDP", func(s *story) {
 			s.says(s.client, 0, flow.PolicyAllow)
 			s.says(s.server, 0, flow.PolicyAllow)
-			s.after(3*time.Minute - 1)
+			s.after(3*time.Minute - step)
 			s.says(s.server, 0, flow.PolicyAllow)
-			s.after(3 * time.Minute)
+			s.after(3*time.Minute + step)
 			s.says(s.server, 0, flow.NoRule)
 		}},
 		{"ping", "rules: ping", func(s *story) {
 			s.says(s.client, 0, flow.PolicyAllow)
-			s.after(30*time.Second - 1)
+			s.after(30*time.Second - step)
 			s.says(s.server, 0, flow.PolicyAllow)
-			s.after(30 * time.Second)
+			s.after(30*time.Second + step)
 			s.says(s.server, 0, flow.CTInvalid)
 		}},
 	} {
@@ -152,14 +156,14 @@ func TestSweep(t *testing.T) {
 	start := event()
 	s.says(s.client, 0, flow.PolicyAllow)
 	s.says(s.server, 0, flow.PolicyAllow)
-	s.after(2 * time.Minute)
+	s.after(2*time.Minute + step)
 	s.says(s.client, 0, flow.PolicyAllow)
 	n, err := sweep(k.coll.Programs[progSweep])
 	must(t, err, "sweep")
 	if n != 0 {
 		t.Errorf("%d live connections were swept", n)
 	}
-	s.after(3 * time.Minute)
+	s.after(3*time.Minute + step)
 	// The time reaches the programs with a packet; this one opens nothing.
 	s.says(policy.Packet{Hook: policy.HookGuard, Tuple: s.client.Tuple, Device: policy.DeviceOther}, 0, flow.NotTunnel)
 	if ev := event(); ev.Kind != EventDeny {

@@ -16,22 +16,22 @@ import (
 	"github.com/signet-overlay/signet/bpf"
 )
 
-// cgroupHooks are attached at the cgroup root; the names are those of the pins and of the programs. Without an optional
-// one the host is judged all the same: Hooks names what is missing.
+// cgroupHooks are attached at the cgroup root; the names are those of the pins and of the programs. Without those of
+// packets nothing is judged; without another, Config.Accept must name it, and Hooks names what is missing.
 var cgroupHooks = [...]struct {
-	name     string
-	attach   ebpf.AttachType
-	optional bool
+	name   string
+	kind   ebpf.ProgramType
+	attach ebpf.AttachType
 }{
-	{name: "egress", attach: ebpf.AttachCGroupInetEgress},
-	{name: "ingress", attach: ebpf.AttachCGroupInetIngress},
-	{name: "connect4", attach: ebpf.AttachCGroupInet4Connect},
-	{name: "connect6", attach: ebpf.AttachCGroupInet6Connect},
-	{name: "sendmsg4", attach: ebpf.AttachCGroupUDP4Sendmsg},
-	{name: "sendmsg6", attach: ebpf.AttachCGroupUDP6Sendmsg},
-	{name: "bind4", attach: ebpf.AttachCGroupInet4Bind},
-	{name: "bind6", attach: ebpf.AttachCGroupInet6Bind},
-	{name: hookSetsockopt, attach: ebpf.AttachCGroupSetsockopt, optional: true},
+	{name: "egress", kind: ebpf.CGroupSKB, attach: ebpf.AttachCGroupInetEgress},
+	{name: "ingress", kind: ebpf.CGroupSKB, attach: ebpf.AttachCGroupInetIngress},
+	{name: "connect4", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupInet4Connect},
+	{name: "connect6", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupInet6Connect},
+	{name: "sendmsg4", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupUDP4Sendmsg},
+	{name: "sendmsg6", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupUDP6Sendmsg},
+	{name: "bind4", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupInet4Bind},
+	{name: "bind6", kind: ebpf.CGroupSockAddr, attach: ebpf.AttachCGroupInet6Bind},
+	{name: hookSetsockopt, kind: ebpf.CGroupSockopt, attach: ebpf.AttachCGroupSetsockopt},
 }
 
 // hookSetsockopt keeps processes below the cgroup root from switching the queue, and with it the tunnel's judge, off.
@@ -42,12 +42,14 @@ const (
 	hookTunnelEgress  = "tunnel_egress"
 	hookTunnelIngress = "tunnel_ingress"
 	hookLoopback      = "lo_egress"
-	hookGuard         = "guard"
+	hookGuard         = "guard" // ingress
+	hookGuardEgress   = "guard_egress"
 )
 
 const loopbackIndex = 1 // in every network namespace
 
-// attachCgroup attaches the hooks that judge sockets. The packet hooks come first: they alone let nothing wrong pass.
+// attachCgroup attaches the hooks that judge sockets. The packet hooks come first: they alone let nothing wrong pass. What
+// is missing of the others is for refuseGaps to judge.
 func (e *Enforcer) attachCgroup() error {
 	for _, h := range cgroupHooks {
 		prog := e.coll.Programs[h.name]
@@ -58,7 +60,7 @@ func (e *Enforcer) attachCgroup() error {
 				return link.AttachCgroup(link.CgroupOptions{Path: e.cfg.CgroupRoot, Attach: h.attach, Program: prog})
 			},
 		})
-		if err != nil && h.optional {
+		if err != nil && optional(h.name) {
 			e.log.Warn("hook is not attached", "hook", h.name, "error", err)
 		} else if err != nil {
 			return err
@@ -67,11 +69,24 @@ func (e *Enforcer) attachCgroup() error {
 	return nil
 }
 
-// ensureTCX attaches a program at the head of a device, in front of other tools' programs.
-func (e *Enforcer) ensureTCX(name, program string, index int, attach ebpf.AttachType) error {
+// refuseGaps refuses to go on without a hook that the operator has not accepted to miss.
+func (e *Enforcer) refuseGaps() error {
+	for _, h := range cgroupHooks {
+		if err := e.failed[h.name]; err != nil && !slices.Contains(e.cfg.Accept, h.name) {
+			return fmt.Errorf("%w: %w", ErrNoHook, err)
+		}
+	}
+	return nil
+}
+
+// ensureDevice attaches a program at the head of a device, in front of other tools' programs.
+func (e *Enforcer) ensureDevice(name, program string, index int, attach ebpf.AttachType, handle uint32) error {
 	prog := e.coll.Programs[program]
+	if e.cfg.Clsact {
+		return e.ensure(hook{name: name, prog: prog, device: index, place: &place{index, attach == ebpf.AttachTCXEgress, handle}})
+	}
 	return e.ensure(hook{
-		name: name, prog: prog,
+		name: name, prog: prog, device: index, side: attach,
 		here: func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
 		attach: func() (link.Link, error) {
 			l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: attach, Anchor: link.Head()})
@@ -106,10 +121,10 @@ func (e *Enforcer) attachTunnel(ifindex int) error {
 	if len(device.HardwareAddr) > 0 || device.Flags&net.FlagLoopback != 0 {
 		return fmt.Errorf("tunnel device %s: %w", device.Name, ErrNotTunnel)
 	}
-	if err := e.ensureTCX(hookTunnelEgress, hookTunnelEgress, ifindex, ebpf.AttachTCXEgress); err != nil {
+	if err := e.ensureDevice(hookTunnelEgress, hookTunnelEgress, ifindex, ebpf.AttachTCXEgress, handleTunnel); err != nil {
 		return err
 	}
-	if err := e.ensureTCX(hookTunnelIngress, hookTunnelIngress, ifindex, ebpf.AttachTCXIngress); err != nil {
+	if err := e.ensureDevice(hookTunnelIngress, hookTunnelIngress, ifindex, ebpf.AttachTCXIngress, handleTunnel); err != nil {
 		return err
 	}
 	// The device is called the tunnel only once it is judged; and it stays guarded until then.
@@ -117,12 +132,16 @@ func (e *Enforcer) attachTunnel(ifindex int) error {
 		return err
 	}
 	e.tunnel = ifindex
-	return e.detachGuard(ifindex)
+	errs := []error{e.detachGuard(ifindex)}
+	if e.cfg.Clsact {
+		errs = append(errs, e.leaveTCX())
+	}
+	return errors.Join(errs...)
 }
 
 // attachDevices attaches to loopback and guards every device that is present; guards of devices that are gone go.
 func (e *Enforcer) attachDevices() error {
-	if err := e.ensureTCX(hookLoopback, hookLoopback, loopbackIndex, ebpf.AttachTCXEgress); err != nil {
+	if err := e.ensureDevice(hookLoopback, hookLoopback, loopbackIndex, ebpf.AttachTCXEgress, handleLoopback); err != nil {
 		return err
 	}
 	devices, err := net.Interfaces()
@@ -186,8 +205,8 @@ func (e *Enforcer) attachGuard(index int, name string) error {
 	}
 	egress, ingress := guardNames(index)
 	return errors.Join(
-		e.ensureTCX(egress, hookGuard, index, ebpf.AttachTCXEgress),
-		e.ensureTCX(ingress, hookGuard, index, ebpf.AttachTCXIngress))
+		e.ensureDevice(egress, hookGuardEgress, index, ebpf.AttachTCXEgress, handleGuard),
+		e.ensureDevice(ingress, hookGuard, index, ebpf.AttachTCXIngress, handleGuard))
 }
 
 // Guards lists the devices that are guarded, or should be, by index.
@@ -215,18 +234,51 @@ func (e *Enforcer) DetachGuard(ifindex int) error {
 
 func (e *Enforcer) detachGuard(index int) error {
 	egress, ingress := guardNames(index)
-	return errors.Join(e.drop(egress), e.drop(ingress))
+	errs := []error{e.drop(egress), e.drop(ingress)}
+	if e.cfg.Clsact { // an earlier process may have left them
+		errs = append(errs, e.cfg.Filters.Detach(index, true, handleGuard), e.cfg.Filters.Detach(index, false, handleGuard))
+	}
+	return errors.Join(errs...)
 }
 
-// Release detaches and unpins everything below the directory: overlay addresses are unguarded afterwards.
+// Release detaches and unpins everything below the directory, of every version: overlay addresses are unguarded afterwards.
 func Release(cfg Config) error {
+	versions, err := cfg.versions()
+	errs := []error{err}
+	for _, dir := range versions {
+		errs = append(errs, releaseVersion(dir))
+	}
+	if cfg.Filters != nil {
+		errs = append(errs, clearFilters(cfg.Filters))
+	}
+	return explain(errors.Join(errs...))
+}
+
+// versions lists the directories of pins, one for each version of the layout.
+func (c Config) versions() ([]string, error) {
+	all, err := os.ReadDir(c.BPFFS)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	var out []string
+	for _, entry := range all {
+		number, ok := strings.CutPrefix(entry.Name(), "v")
+		if _, err := strconv.Atoi(number); ok && err == nil && entry.IsDir() {
+			out = append(out, filepath.Join(c.BPFFS, entry.Name()))
+		}
+	}
+	return out, nil
+}
+
+// releaseVersion removes the pins of one version, links first: from then on nothing reads the maps.
+func releaseVersion(pins string) error {
 	var errs []error
-	for _, dir := range []string{cfg.links(), cfg.maps()} {
-		pins, err := os.ReadDir(dir)
+	for _, dir := range []string{filepath.Join(pins, dirLinks), filepath.Join(pins, dirMaps)} {
+		all, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("list pins: %w", err))
 		}
-		for _, p := range pins {
+		for _, p := range all {
 			// A link without pin and without process is detached by the kernel.
 			if err := os.Remove(filepath.Join(dir, p.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("remove pin: %w", err))
@@ -236,8 +288,8 @@ func Release(cfg Config) error {
 			errs = append(errs, fmt.Errorf("remove pin directory: %w", err))
 		}
 	}
-	if err := os.Remove(cfg.pins()); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(pins); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("remove pin directory: %w", err))
 	}
-	return explain(errors.Join(errs...))
+	return errors.Join(errs...)
 }

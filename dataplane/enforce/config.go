@@ -19,12 +19,14 @@ const ABI = "v1"
 var ErrConfig = errors.New("invalid enforcement configuration")
 
 // Sizes bounds the kernel's maps. Nothing is allocated ahead, apart from hash buckets of 16 bytes each; zero values
-// take the defaults. When a map is pinned already, its size stays as it is.
+// take the defaults. When a map is pinned with another size, what it holds moves to one of the new size before anything is
+// attached; where it holds more than would fit, the size stays as it is.
 type Sizes struct {
 	Addresses  int // of one View; two generations exist while a View is made real
 	Workloads  int // selectors of one View
 	Entries    int // policy entries over all rulesets, old and new ones together
-	Conns      int // tracked connections; a full table denies new ones with CT_FULL
+	Conns      int // tracked connections of each IP version; a full table denies new ones with CT_FULL
+	Quota      int // connections that one identity may have opened; negative for no bound
 	EventBytes int // ring buffer, a power of two
 }
 
@@ -36,6 +38,8 @@ const (
 	DefaultWorkloads  = policy.MaxLocals
 	DefaultEntries    = policy.MaxEntries
 	DefaultConns      = 1 << 18
+	DefaultQuota      = DefaultConns / 4
+	DefaultRanges     = 1 << 16
 	DefaultEventBytes = 1 << 20
 )
 
@@ -45,7 +49,7 @@ func (s Sizes) withDefaults() Sizes {
 		def int
 	}{
 		{&s.Addresses, DefaultAddresses}, {&s.Workloads, DefaultWorkloads}, {&s.Entries, DefaultEntries},
-		{&s.Conns, DefaultConns}, {&s.EventBytes, DefaultEventBytes},
+		{&s.Conns, DefaultConns}, {&s.Quota, DefaultQuota}, {&s.EventBytes, DefaultEventBytes},
 	} {
 		if *d.v == 0 {
 			*d.v = d.def
@@ -63,7 +67,9 @@ func (s Sizes) mapEntries() map[string]uint32 {
 		mapOwns:     uint32(2 * s.Workloads),
 		mapRulesets: uint32(2 * policy.MaxRulesets),
 		mapEntries:  uint32(s.Entries),
-		mapConns:    uint32(s.Conns),
+		mapIfaces:   uint32(2 * policy.MaxDevices),
+		mapConns4:   uint32(s.Conns),
+		mapConns6:   uint32(s.Conns),
 		mapEvents:   uint32(s.EventBytes),
 	}
 }
@@ -78,13 +84,29 @@ type Config struct {
 	Sizes      Sizes
 	Logger     *slog.Logger // nil discards
 
+	// Filters attaches to devices where the kernel has no tcx; nil refuses such a kernel. Clsact uses it even where the
+	// kernel has tcx.
+	Filters Filters
+	Clsact  bool
+	// Accept names hooks of the cgroup without which the host is judged all the same, because the operator has accepted
+	// what that means. Without any other, Open refuses.
+	Accept []string
+	// Without names hooks that are taken for missing, whatever the kernel has.
+	Without []string
+
 	// SweepEvery is how often idle connections are removed; 0 takes 20 s, negative never.
 	SweepEvery time.Duration
 }
 
 func (c Config) pins() string  { return filepath.Join(c.BPFFS, ABI) }
-func (c Config) maps() string  { return filepath.Join(c.pins(), "maps") }
-func (c Config) links() string { return filepath.Join(c.pins(), "links") }
+func (c Config) maps() string  { return filepath.Join(c.pins(), dirMaps) }
+func (c Config) links() string { return filepath.Join(c.pins(), dirLinks) }
+
+// Directories of pins, below the version's.
+const (
+	dirMaps  = "maps"
+	dirLinks = "links"
+)
 
 const defaultSweep = 20 * time.Second
 

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 
@@ -60,7 +59,10 @@ func Open(cfg Config) (*Enforcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	coll, err := load(cfg)
+	if cfg.Clsact, err = chooseClsact(cfg); err != nil {
+		return nil, err
+	}
+	coll, moved, err := load(cfg)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -68,7 +70,11 @@ func Open(cfg Config) (*Enforcer, error) {
 		cfg: cfg, cgroup: cgroup, coll: coll, log: cfg.Logger,
 		links: map[string]link.Link{}, wants: map[string]hook{}, failed: map[string]error{}, swept: make(chan struct{}),
 	}
-	if err := e.start(); err != nil {
+	if err = e.start(); err == nil {
+		err = moved.commit()
+	}
+	if err != nil {
+		moved.close()
 		coll.Close()
 		e.closeLinks()
 		return nil, explain(err)
@@ -80,43 +86,53 @@ func Open(cfg Config) (*Enforcer, error) {
 }
 
 // load creates or opens the maps, and loads the programs.
-func load(cfg Config) (*ebpf.Collection, error) {
+func load(cfg Config) (*ebpf.Collection, *migration, error) {
 	if ok, err := onBPFFS(cfg.BPFFS); err != nil {
-		return nil, err
+		return nil, nil, err
 	} else if !ok {
-		return nil, fmt.Errorf("%s: %w", cfg.BPFFS, ErrNoBPFFS)
+		return nil, nil, fmt.Errorf("%s: %w", cfg.BPFFS, ErrNoBPFFS)
 	}
 	for _, dir := range []string{cfg.maps(), cfg.links()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make pin directory: %w", err)
+			return nil, nil, fmt.Errorf("make pin directory: %w", err)
 		}
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+		return nil, nil, fmt.Errorf("lift the limit on locked memory: %w", err)
 	}
 	spec, err := bpf.LoadJudge()
 	if err != nil {
-		return nil, fmt.Errorf("read the judge's object: %w", err)
+		return nil, nil, fmt.Errorf("read the judge's object: %w", err)
 	}
 	if err := setOverlay(spec, cfg.Overlay4, cfg.Overlay6); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := setSizes(spec, cfg); err != nil {
-		return nil, err
+	if err := setNetns(spec); err != nil {
+		return nil, nil, err
 	}
-	if errors.Is(features.HaveProgramType(ebpf.CGroupSockopt), ebpf.ErrNotSupported) {
-		delete(spec.Programs, hookSetsockopt) // named by Hooks
+	if err := leaveOut(spec, cfg); err != nil {
+		return nil, nil, err
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: cfg.maps()}})
+	if cfg.Clsact {
+		forClsact(spec)
+	}
+	moved, err := migrateMaps(spec, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("load the judge: %w", err)
+		return nil, nil, err
 	}
-	return coll, nil
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: cfg.maps()}, MapReplacements: moved.replacements(),
+	})
+	if err != nil {
+		moved.close()
+		return nil, nil, fmt.Errorf("load the judge: %w", err)
+	}
+	return coll, moved, nil
 }
 
 // setOverlay fixes the overlay's ranges in the programs.
 func setOverlay(spec *ebpf.CollectionSpec, v4, v6 netip.Prefix) error {
-	var r bpf.JudgeRanges
+	var r bpf.JudgePrefixes
 	r.V4.W, r.V4Mask.W = words(v4.Addr()), mask(v4.Bits()+96)
 	r.V6.W, r.V6Mask.W = words(v6.Addr()), mask(v6.Bits())
 	if err := spec.Variables["overlay"].Set(r); err != nil {
@@ -134,28 +150,6 @@ func mask(bits int) [4]uint32 {
 	return words(netip.AddrFrom16(b))
 }
 
-// setSizes gives the maps their sizes. A map that is pinned already keeps its own: it holds what is in force.
-func setSizes(spec *ebpf.CollectionSpec, cfg Config) error {
-	for name, n := range cfg.Sizes.mapEntries() {
-		spec.Maps[name].MaxEntries = n
-		pinned, err := ebpf.LoadPinnedMap(filepath.Join(cfg.maps(), name), nil)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("open pinned map %s: %w", name, err)
-		}
-		if have := pinned.MaxEntries(); have != n {
-			cfg.Logger.Warn("pinned map keeps its size", "map", name, "size", have, "configured", n)
-			spec.Maps[name].MaxEntries = have
-		}
-		if err := pinned.Close(); err != nil {
-			return fmt.Errorf("close pinned map %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
 // wakeBytes of queued events wake the reader before it looks by itself.
 const wakeBytes = 64 << 10
 
@@ -169,6 +163,8 @@ func (e *Enforcer) start() error {
 	e.tunnel = e.cfg.Tunnel
 	err = w.settings(func(s *bpf.JudgeSettings) {
 		s.Wake = wakeBytes
+		s.Quota = uint32(max(e.cfg.Sizes.Quota, 0))
+		s.Netns = netnsCookie()
 		if e.tunnel == 0 {
 			e.tunnel = e.judgedTunnel(int(s.Tunnel))
 			s.Tunnel = uint32(e.tunnel)
@@ -188,12 +184,20 @@ func (e *Enforcer) start() error {
 	if err := e.attachDevices(); err != nil {
 		return err
 	}
-	return e.clearUnfinishedPins()
+	if err := startTimer(e.coll); err != nil {
+		return err
+	}
+	return errors.Join(e.refuseGaps(), e.leaveOther(), e.clearUnfinishedPins())
 }
 
 // judgedTunnel is index when the device that an earlier process called the tunnel still stands, and 0 otherwise. The
 // index alone proves nothing: another device may have it by now, and judged as the tunnel it would pass nothing at all.
 func (e *Enforcer) judgedTunnel(index int) int {
+	if e.cfg.Clsact {
+		if _, err := e.cfg.Filters.Program(index, true, handleTunnel); err == nil {
+			return index
+		}
+	}
 	l, err := link.LoadPinnedLink(filepath.Join(e.cfg.links(), hookTunnelEgress), nil)
 	if err != nil {
 		return 0

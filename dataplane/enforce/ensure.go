@@ -14,12 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hook is one place in the kernel, and the program that should stand there.
+// hook is one place in the kernel, and the program that should stand there: in a link that is pinned, or in a filter.
 type hook struct {
 	name   string
-	prog   *ebpf.Program // nil where the kernel cannot load it
+	prog   *ebpf.Program   // nil where the kernel cannot load it
+	id     ebpf.ProgramID  // of prog, once it was ensured
+	device int             // ifindex; 0 for hooks of the cgroup
+	side   ebpf.AttachType // of the device
 	here   func(*link.Info) bool
 	attach func() (link.Link, error)
+	place  *place // of a filter, which has neither of the two above
 }
 
 // Why a hook is not as it should be.
@@ -42,14 +46,46 @@ func (h *hook) stands(l link.Link) error {
 	if !h.here(info) {
 		return errOtherTarget
 	}
-	mine, err := h.prog.Info()
-	if err != nil {
-		return fmt.Errorf("read program: %w", err)
-	}
-	if id, ok := mine.ID(); ok && id != info.Program {
-		return errOtherProgram
+	if h.id != info.Program {
+		return otherProgram(info.Program)
 	}
 	return nil
+}
+
+// otherProgram names the program that stands in a place of ours.
+func otherProgram(id ebpf.ProgramID) error {
+	return fmt.Errorf("%w: %s", errOtherProgram, describeProgram(id))
+}
+
+// describeProgram names a program, and who loaded it, as far as the kernel tells.
+func describeProgram(id ebpf.ProgramID) string {
+	text := fmt.Sprintf("program %d", id)
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return text
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return text
+	}
+	text += fmt.Sprintf(", %q", info.Name)
+	if uid, ok := info.CreatedByUID(); ok {
+		text += fmt.Sprintf(", loaded by user %d", uid)
+	}
+	return text
+}
+
+func programID(p *ebpf.Program) (ebpf.ProgramID, error) {
+	info, err := p.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read program: %w", err)
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, errors.New("read program: the kernel gives it no id")
+	}
+	return id, nil
 }
 
 // adopt updates a link that is attached where it should be.
@@ -69,8 +105,12 @@ func (h *hook) adopt(l link.Link) error {
 
 // ensure makes the pinned link of a hook run its program, and notes what keeps it from that.
 func (e *Enforcer) ensure(h hook) error {
+	err := h.identify()
 	e.wants[h.name] = h
-	if err := e.place(&h); err != nil {
+	if err == nil {
+		err = e.place(&h)
+	}
+	if err != nil {
 		e.failed[h.name] = err
 		return err
 	}
@@ -78,11 +118,21 @@ func (e *Enforcer) ensure(h hook) error {
 	return nil
 }
 
+func (h *hook) identify() (err error) {
+	if h.prog != nil && h.id == 0 {
+		h.id, err = programID(h.prog)
+	}
+	return err
+}
+
 // place does the work of ensure. A link that stands is updated in one step, without a moment between the two programs.
 // One that was severed with its device or cgroup, or belongs to another, is replaced.
 func (e *Enforcer) place(h *hook) error {
 	if h.prog == nil {
 		return fmt.Errorf("attach %s: %w", h.name, errNoProgram)
+	}
+	if h.place != nil {
+		return e.placeFilter(h)
 	}
 	path := filepath.Join(e.cfg.links(), h.name)
 	if held := e.links[h.name]; held != nil && h.stands(held) == nil {
@@ -173,12 +223,19 @@ func (e *Enforcer) drop(name string) error {
 		errs = append(errs, l.Close())
 		delete(e.links, name)
 	}
+	if p := e.wants[name].place; p != nil {
+		errs = append(errs, e.cfg.Filters.Detach(p.ifindex, p.egress, p.handle))
+	}
 	delete(e.failed, name)
 	delete(e.wants, name)
-	if err := os.Remove(filepath.Join(e.cfg.links(), name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove the pin of %s: %w", name, err))
+	return errors.Join(append(errs, removePin(e.cfg.links(), name))...)
+}
+
+func removePin(dir, name string) error {
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the pin of %s: %w", name, err)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // check tells what is wrong with a hook, as the kernel has it.
@@ -186,6 +243,9 @@ func (e *Enforcer) check(name string) error {
 	h, l := e.wants[name], e.links[name]
 	if err := e.failed[name]; err != nil {
 		return err
+	}
+	if h.place != nil {
+		return e.filterStands(&h)
 	}
 	if l == nil {
 		return errNotAttached
@@ -199,9 +259,16 @@ func (e *Enforcer) check(name string) error {
 	return nil
 }
 
+// Repair is a hook that was put back.
+type Repair struct {
+	Hook  string
+	Where string // the device, or the cgroup
+	Cause error  // what was found there
+}
+
 // Ensure attaches again what others detached or replaced, and names it. The guard of a device that is gone is forgotten
-// without a word.
-func (e *Enforcer) Ensure() (repaired []string, err error) {
+// without a word; a hook that the kernel lacks is for Hooks to tell.
+func (e *Enforcer) Ensure() (repaired []Repair, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -209,7 +276,8 @@ func (e *Enforcer) Ensure() (repaired []string, err error) {
 	}
 	var errs []error
 	for name, h := range e.wants {
-		if e.check(name) == nil {
+		cause := e.check(name)
+		if cause == nil || h.prog == nil {
 			continue
 		}
 		err := e.ensure(h)
@@ -218,11 +286,44 @@ func (e *Enforcer) Ensure() (repaired []string, err error) {
 		} else if err != nil {
 			errs = append(errs, err)
 		} else {
-			repaired = append(repaired, name)
+			repaired = append(repaired, Repair{Hook: name, Where: e.where(h), Cause: cause})
 		}
 	}
-	slices.Sort(repaired)
+	slices.SortFunc(repaired, func(a, b Repair) int { return strings.Compare(a.Hook, b.Hook) })
 	return repaired, explain(errors.Join(errs...))
+}
+
+// Ahead names, in words, the programs of others that run before ours at a device, which could pass packets that ours never
+// see. They were put there later, in front of the first place. It knows those of tcx; nothing can be done about them without a
+// gap, and they are not ours to remove.
+func (e *Enforcer) Ahead() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []string
+	for name, h := range e.wants {
+		if h.device == 0 || h.place != nil || e.failed[name] != nil {
+			continue
+		}
+		all, err := link.QueryPrograms(link.QueryOptions{Target: h.device, Attach: h.side})
+		if err != nil || len(all.Programs) == 0 || all.Programs[0].ID == h.id {
+			continue // what is missing altogether is for Hooks to tell
+		}
+		out = append(out, fmt.Sprintf("%s stands before the judge's hook %s at %s", describeProgram(all.Programs[0].ID), name, e.where(h)))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// where names the place of a hook in words.
+func (e *Enforcer) where(h hook) string {
+	if h.device == 0 {
+		return "cgroup " + e.cfg.CgroupRoot
+	}
+	device, err := net.InterfaceByIndex(h.device)
+	if err != nil {
+		return fmt.Sprintf("device %d", h.device)
+	}
+	return "device " + device.Name
 }
 
 // HookStatus is one place in the kernel where the judge should stand.

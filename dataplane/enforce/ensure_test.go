@@ -5,8 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -23,6 +26,17 @@ func hookErr(t *testing.T, e *Enforcer, name string) error {
 	}
 	t.Fatalf("Hooks does not name %s", name)
 	return nil
+}
+
+// ensured names what Ensure has repaired.
+func ensured(t *testing.T, e *Enforcer) (names []string) {
+	t.Helper()
+	repaired, err := e.Ensure()
+	must(t, err, "ensure")
+	for _, r := range repaired {
+		names = append(names, r.Hook)
+	}
+	return names
 }
 
 // TestDetached: what another tool detaches from its hook is told, and attached again.
@@ -46,8 +60,7 @@ func TestDetached(t *testing.T) {
 				t.Errorf("%s is detached and reported attached", name)
 			}
 		}
-		repaired, err := e.Ensure()
-		must(t, err, "ensure")
+		repaired := ensured(t, e)
 		if !slices.Equal(repaired, names) {
 			t.Errorf("repaired %v, want %v", repaired, names)
 		}
@@ -63,11 +76,41 @@ func TestDetached(t *testing.T) {
 	must(t, os.Remove(filepath.Join(l.cfg.links(), "bind4")), "remove pin")
 	repaired, err := e.Ensure()
 	must(t, err, "ensure")
-	if want := []string{"bind4", hookLoopback}; !slices.Equal(repaired, want) {
-		t.Errorf("repaired %v, want %v", repaired, want)
+	if len(repaired) != 2 || repaired[0].Hook != "bind4" || repaired[1].Hook != hookLoopback {
+		t.Fatalf("repaired %v", repaired)
 	}
-	if repaired, err = e.Ensure(); err != nil || len(repaired) > 0 {
-		t.Errorf("nothing is missing, and %v were repaired: %v", repaired, err)
+	// What stood there, where, and who loaded it.
+	if r := repaired[1]; r.Where != "device lo" || !errors.Is(r.Cause, errOtherProgram) || !strings.Contains(r.Cause.Error(), `"guard", loaded by user 0`) {
+		t.Errorf("%s %s: %v", r.Hook, r.Where, r.Cause)
+	}
+	if r := repaired[0]; r.Where != "cgroup "+l.cfg.CgroupRoot || !errors.Is(r.Cause, errNotPinned) {
+		t.Errorf("%s %s: %v", r.Hook, r.Where, r.Cause)
+	}
+	if again := ensured(t, e); len(again) > 0 {
+		t.Errorf("nothing is missing, and %v were repaired", again)
+	}
+}
+
+// TestAhead: a program that somebody puts before ours is named, and forgotten when it is gone.
+func TestAhead(t *testing.T) {
+	l := newLab(t)
+	e := l.open()
+	if all := e.Ahead(); len(all) > 0 {
+		t.Errorf("nobody is before us, and %q are", all)
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "intruder", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	must(t, err, "load program")
+	defer prog.Close()
+	for anchor, want := range map[link.Anchor]int{link.Head(): 1, link.Tail(): 0} {
+		other, err := link.AttachTCX(link.TCXOptions{Interface: l.tunnel, Program: prog, Attach: ebpf.AttachTCXIngress, Anchor: anchor})
+		must(t, err, "attach")
+		all := e.Ahead()
+		if len(all) != want || want > 0 && !strings.Contains(all[0], `"intruder", loaded by user 0 stands before the judge's hook tunnel_ingress at device sig0`) {
+			t.Errorf("got %q", all)
+		}
+		must(t, other.Close(), "detach")
 	}
 }
 
@@ -96,9 +139,7 @@ func TestUnpinnable(t *testing.T) {
 		t.Error("ensure has no error")
 	}
 	must(t, os.Remove(inTheWay), "give the name back")
-	repaired, err := e.Ensure()
-	must(t, err, "ensure")
-	if !slices.Equal(repaired, []string{egress}) {
+	if repaired := ensured(t, e); !slices.Equal(repaired, []string{egress}) {
 		t.Errorf("repaired %v", repaired)
 	}
 	must(t, hookErr(t, e, egress), "the guard")
@@ -127,7 +168,7 @@ func TestDeviceChurn(t *testing.T) {
 		must(t, err, "list pins")
 		return len(all)
 	}
-	before, links := pins(), len(e.links)
+	before, links, hooks := pins(), len(e.links), len(e.wants)
 	for range 5 {
 		l.ip("link add late0 type veth peer name late1")
 		for _, name := range []string{"late0", "late1"} {
@@ -146,7 +187,7 @@ func TestDeviceChurn(t *testing.T) {
 			t.Errorf("repaired %v, %v", repaired, err)
 		}
 	}
-	if pins() != before || len(e.links) != links || len(e.wants) != links {
-		t.Errorf("%d pins, %d links, %d hooks; before %d and %d", pins(), len(e.links), len(e.wants), before, links)
+	if pins() != before || len(e.links) != links || len(e.wants) != hooks {
+		t.Errorf("%d pins, %d links, %d hooks; before %d, %d and %d", pins(), len(e.links), len(e.wants), before, links, hooks)
 	}
 }

@@ -53,8 +53,9 @@ type lab struct {
 	veth    int // ifindex of the underlay device
 	cgroups map[string]string
 	ids     map[string]uint64
-	home    int // namespace of the host, as a descriptor
-	far     int // namespace at the other end of the underlay
+	home    int    // namespace of the host, as a descriptor
+	far     int    // namespace at the other end of the underlay
+	takes   string // what filters of other tools do (clsact_test.go)
 }
 
 func needRoot(t *testing.T) {
@@ -87,6 +88,7 @@ func newLab(t *testing.T) *lab {
 		}
 	})
 	l.cfg = Config{BPFFS: filepath.Join(pins, "host"), CgroupRoot: l.cgroups["."], Overlay4: overlay4, Overlay6: overlay6, SweepEvery: -1}
+	l.byClsact(os.Getenv(clsactEnv) != "")
 	return l
 }
 

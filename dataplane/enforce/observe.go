@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"net/netip"
 	"os"
 	"time"
 	"unsafe"
@@ -26,9 +28,10 @@ const (
 	EventStart EventKind = bpf.EventStart
 	EventEnd   EventKind = bpf.EventEnd
 	EventDeny  EventKind = bpf.EventDeny
+	EventAudit EventKind = bpf.EventAudit // a rule in mode audit would have denied the flow
 )
 
-// FlowID names a flow on this host: when it began, on the kernel's clock, and a random number.
+// FlowID names a flow on this host: when it began, on the kernel's clock, and a hash of its tuple.
 type FlowID struct{ Created, Random uint64 }
 
 // Event is something that the judge did.
@@ -51,7 +54,8 @@ type Event struct {
 	LostBefore uint64    // events that found no room since the last one
 }
 
-// Local is the socket of this host, as far as it is known: that of the source where both ends are here.
+// Local is the socket of this host, as far as it is known: that of the source where both ends are here. The end of a
+// flow has that of its beginning, if this reader has seen it.
 type Local struct {
 	Cgroup   uint64
 	UID, PID uint32 // PID only for calls
@@ -83,6 +87,7 @@ func (e *Enforcer) Events(ctx context.Context, f func(Event)) error {
 		return err
 	}
 	var rec ringbuf.Record
+	sockets := begun{}
 	clk, tick := readClock(), readerTick
 	for ctx.Err() == nil {
 		r.SetDeadline(time.Now().Add(tick))
@@ -105,10 +110,32 @@ func (e *Enforcer) Events(ctx context.Context, f func(Event)) error {
 		}
 		tick = readerTick
 		if ev, ok := decodeEvent(rec.RawSample, clk); ok {
+			sockets.fill(&ev)
 			f(ev)
 		}
 	}
 	return nil
+}
+
+// begun remembers the sockets of flows that have begun, for the records of their ends: the kernel's own entries are too
+// dear for what is looked at once.
+type begun map[FlowID]Local
+
+// maxBegun bounds what is remembered; beyond it the ends of some flows do not name their sockets.
+const maxBegun = 1 << 16
+
+func (b begun) fill(e *Event) {
+	switch e.Kind {
+	case EventStart:
+		if len(b) < maxBegun {
+			b[e.Flow] = e.Local
+		}
+	case EventEnd:
+		if l, ok := b[e.Flow]; ok {
+			e.Local = l
+			delete(b, e.Flow)
+		}
+	}
 }
 
 // decodeEvent reads one record of the ring.
@@ -125,12 +152,20 @@ func decodeEvent(b []byte, clk clock) (Event, bool) {
 		Src: identity.Number(raw.SrcNumber), Dst: identity.Number(raw.DstNumber),
 		Hook: policy.Hook(raw.Hook), TCPFlags: raw.Tcp,
 		Local:    Local{Cgroup: raw.Cgroup, UID: raw.Uid, PID: raw.Pid},
-		Flow:     FlowID{Created: raw.Created, Random: raw.Flow},
+		Flow:     flowOf(raw.Created, tupleOf(t)),
 		Began:    clk.time(raw.Created),
 		Sent:     Traffic{Packets: raw.Packets[0], Bytes: raw.Bytes[0]},
 		Received: Traffic{Packets: raw.Packets[1], Bytes: raw.Bytes[1]},
 		View:     Version{Generation: raw.Generation, Revision: raw.Revision},
 	}, true
+}
+
+// flowOf is the name of an event's flow; a denial belongs to none.
+func flowOf(created uint64, t flow.Tuple) FlowID {
+	if created == 0 {
+		return FlowID{}
+	}
+	return flowID(created, t)
 }
 
 // lostEvents is how many events found no room since the map was made.
@@ -201,19 +236,24 @@ func counterKey(slot uint32) CounterKey {
 
 func (e *Enforcer) fill() ([]MapFill, error) {
 	m := e.coll.Maps
-	var n [5]int
+	n := map[string]int{}
 	err := errors.Join(
-		each(m[mapConns], func(*bpf.JudgeTuple, *bpf.JudgeConn) bool { n[0]++; return true }),
-		each(m[mapEntries], func(*bpf.JudgeEntryKey, *bpf.JudgeEntry) bool { n[1]++; return true }),
-		each(m[mapAddrs], func(*bpf.JudgeAddrKey, *bpf.JudgeAddr) bool { n[2]++; return true }),
-		each(m[mapLocals], func(*bpf.JudgeLocalKey, *uint32) bool { n[3]++; return true }),
-		each(m[mapRulesets], func(*uint32, *bpf.JudgeRuleset) bool { n[4]++; return true }))
+		each(m[mapConns4], func(*bpf.JudgeTuple4, *bpf.JudgeConn) bool { n[mapConns4]++; return true }),
+		each(m[mapConns6], func(*bpf.JudgeTuple, *bpf.JudgeConn) bool { n[mapConns6]++; return true }),
+		each(m[mapAddrs], func(*bpf.JudgeAddrKey, *bpf.JudgeAddr) bool { n[mapAddrs]++; return true }),
+		each(m[mapLocals], func(*bpf.JudgeLocalKey, *uint32) bool { n[mapLocals]++; return true }),
+		each(m[mapRulesets], func(_ *uint32, r *bpf.JudgeRuleset) bool {
+			n[mapRulesets]++
+			n[mapEntries] += int(r.Entries)
+			n[mapRanges] += int(r.Ranges)
+			return true
+		}))
 	if err != nil {
 		return nil, err
 	}
 	var out []MapFill
-	for i, name := range []string{mapConns, mapEntries, mapAddrs, mapLocals, mapRulesets} {
-		out = append(out, MapFill{Name: name, Entries: n[i], Size: int(m[name].MaxEntries())})
+	for _, name := range []string{mapConns4, mapConns6, mapEntries, mapRanges, mapAddrs, mapLocals, mapRulesets} {
+		out = append(out, MapFill{Name: name, Entries: n[name], Size: int(m[name].MaxEntries())})
 	}
 	return out, nil
 }
@@ -226,9 +266,8 @@ type Flow struct {
 	Rule           uint32
 	Generation     uint64 // that judged it last
 	Began          time.Time
-	Expires        time.Time // to be judged again; zero for never
-	Sent, Received Traffic
-	Local          Local
+	Expires        time.Time // to be judged again, or up to 67 ms before; zero for never
+	Sent, Received Traffic   // packets modulo 2^32
 }
 
 // Flows lists tracked connections, at most limit of them (0: all), in no order. Idle ones that are not swept yet are
@@ -236,8 +275,8 @@ type Flow struct {
 func (e *Enforcer) Flows(limit int) ([]Flow, error) {
 	clk := readClock()
 	var out []Flow
-	err := each(e.coll.Maps[mapConns], func(k *bpf.JudgeTuple, c *bpf.JudgeConn) bool {
-		if c.Deadline > uint64(clk.mono) {
+	err := eachConn(e.coll.Maps, func(k bpf.JudgeTuple, c *bpf.JudgeConn) bool {
+		if c.Deadline > uint32(clk.mono>>bpf.ConnStep) {
 			out = append(out, decodeConn(k, c, clk))
 		}
 		return limit == 0 || len(out) < limit
@@ -245,24 +284,31 @@ func (e *Enforcer) Flows(limit int) ([]Flow, error) {
 	return out, err
 }
 
-func decodeConn(k *bpf.JudgeTuple, c *bpf.JudgeConn, clk clock) Flow {
-	t := tupleOf(*k)
-	if c.Flags&bpf.ConnSwapped != 0 {
+func decodeConn(k bpf.JudgeTuple, c *bpf.JudgeConn, clk clock) Flow {
+	t := tupleOf(k)
+	if c.State&bpf.ConnSwapped != 0 {
 		t = t.Reverse()
 	}
-	side := 0
-	if c.Cgroup[0] == 0 {
-		side = 1
-	}
 	return Flow{
-		ID: FlowID{Created: c.Created, Random: c.Flow}, Tuple: t,
+		ID: flowID(c.Created, t), Tuple: t,
 		Src: identity.Number(c.Number[0]), Dst: identity.Number(c.Number[1]),
 		Rule: c.Rule, Generation: c.Generation,
-		Began: clk.time(c.Created), Expires: clk.time(c.Expires),
-		Sent:     Traffic{Packets: c.Packets[0], Bytes: c.Bytes[0]},
-		Received: Traffic{Packets: c.Packets[1], Bytes: c.Bytes[1]},
-		Local:    Local{Cgroup: c.Cgroup[side], UID: c.Uid[side]},
+		Began: clk.time(c.Created), Expires: clk.time(uint64(c.Expires) << bpf.ConnStep),
+		Sent:     Traffic{Packets: uint64(c.Packets[0]), Bytes: c.Bytes[0]},
+		Received: Traffic{Packets: uint64(c.Packets[1]), Bytes: c.Bytes[1]},
 	}
+}
+
+// flowID names a flow: no two conversations of one tuple begin in the same nanosecond.
+func flowID(created uint64, t flow.Tuple) FlowID {
+	h := fnv.New64a()
+	for _, a := range [...]netip.AddrPort{t.Src, t.Dst} {
+		b := a.Addr().As16()
+		h.Write(b[:])
+		h.Write([]byte{byte(a.Port() >> 8), byte(a.Port())})
+	}
+	h.Write([]byte{byte(t.Proto)})
+	return FlowID{Created: created, Random: h.Sum64()}
 }
 
 // routineSweep removes idle connections until ctx ends.

@@ -118,7 +118,8 @@ func TestOddPackets(t *testing.T) {
 		{"TCP header too short, IPv6", in, ether(0x86dd, change(syn6, 52, 0x40)), flow.Malformed},
 		{"cut in the TCP header", in, ether(0x0800, syn4[:30]), flow.Malformed},
 		{"cut in the TCP header, IPv6", in, ether(0x86dd, syn6[:50]), flow.Malformed},
-		{"last fragment", in, ether(0x0800, change(syn4, 7, 1)), flow.Fragment},
+		{"last fragment", in, ether(0x0800, change(syn4, 7, 185)), flow.Fragment},
+		{"a fragment that could rewrite the header before it", in, ether(0x0800, change(syn4, 7, 1)), flow.Malformed},
 		{"do not fragment", in, ether(0x0800, change(syn4, 6, 0x40)), flow.PolicyAllow},
 		{"one extension", in, ether(0x86dd, extend(syn6, 60)), flow.PolicyAllow},
 		{"hop by hop, then options", in, ether(0x86dd, extend(syn6, 0, 60)), flow.PolicyAllow},
@@ -147,7 +148,9 @@ func TestOddPackets(t *testing.T) {
 		{"guard: malformed", guard, ether(0x0800, change(syn4, 0, 0x44)), flow.Malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, _, err := purge(k.coll.Maps[mapConns], func(*bpf.JudgeTuple, *bpf.JudgeConn) bool { return true })
+			_, _, err := purge(k.coll.Maps[mapConns6], func(*bpf.JudgeTuple, *bpf.JudgeConn) bool { return true })
+			_, _, err4 := purge(k.coll.Maps[mapConns4], func(*bpf.JudgeTuple4, *bpf.JudgeConn) bool { return true })
+			must(t, err4, "empty the table")
 			must(t, err, "empty the table")
 			if got := k.raw(t, c.hook, c.data); got.Reason != c.want {
 				t.Errorf("got %v %v, want %v", got.Verdict, got.Reason, c.want)

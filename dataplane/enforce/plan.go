@@ -1,12 +1,10 @@
 package enforce
 
 import (
-	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"maps"
 	"net/netip"
-	"slices"
+	"reflect"
+	"unsafe"
 
 	"github.com/signet-overlay/signet/bpf"
 	"github.com/signet-overlay/signet/internal/identity"
@@ -21,30 +19,29 @@ type plan struct {
 	locals    []uint32
 	ownKeys   []bpf.JudgeOwnKey
 	owns      []bpf.JudgeOwn
+	ifaceKeys []bpf.JudgeIfaceKey
+	ifaces    []uint32
 
-	used     map[uint32]bool  // rulesets of this View
-	missing  map[uint32]fresh // those that the kernel does not have yet
+	used     map[uint32]*ruleset // rulesets of this View, by the kernel's number
+	missing  []*ruleset          // those that the kernel does not have yet
 	rulesets map[identity.Number]uint32
 	next     uint32
-}
-
-// fresh is a ruleset to be written.
-type fresh struct {
-	hash    [32]byte
-	keys    []bpf.JudgeEntryKey
-	entries []bpf.JudgeEntry
+	seen     map[unsafe.Pointer]struct{} // the Rulesets of this View
 }
 
 // plan turns a View into keys and values.
 func (w *writer) plan(v *policy.View, generation uint64, base clock) *plan {
-	p := &plan{used: map[uint32]bool{}, missing: map[uint32]fresh{}, rulesets: map[identity.Number]uint32{}, next: w.nextRuleset}
+	p := &plan{used: map[uint32]*ruleset{}, rulesets: map[identity.Number]uint32{}, next: w.nextRuleset,
+		seen: map[unsafe.Pointer]struct{}{}}
 	for n, rs := range v.Rulesets {
-		p.rulesets[n] = w.planRuleset(p, rs, base)
+		if len(rs) > 0 {
+			p.rulesets[n] = w.planRuleset(p, rs, base)
+		}
 	}
 	owns := map[identity.Number]*bpf.JudgeOwn{}
 	own := func(n identity.Number) *bpf.JudgeOwn {
 		if owns[n] == nil {
-			owns[n] = &bpf.JudgeOwn{Ruleset: p.rulesets[n]}
+			owns[n] = &bpf.JudgeOwn{Ruleset: p.rulesets[n], Flags: traitFlags(v.Traits[n])}
 		}
 		return owns[n]
 	}
@@ -67,6 +64,11 @@ func (w *writer) plan(v *policy.View, generation uint64, base clock) *plan {
 		p.localKeys = append(p.localKeys, bpf.JudgeLocalKey{Generation: generation, Cgroup: k.Cgroup, Uid: k.UID})
 		p.locals = append(p.locals, uint32(n))
 	}
+	for index, n := range v.Interfaces {
+		own(n)
+		p.ifaceKeys = append(p.ifaceKeys, bpf.JudgeIfaceKey{Generation: generation, Ifindex: index})
+		p.ifaces = append(p.ifaces, uint32(n))
+	}
 	for n, o := range owns {
 		p.ownKeys = append(p.ownKeys, bpf.JudgeOwnKey{Generation: generation, Number: uint32(n)})
 		p.owns = append(p.owns, *o)
@@ -74,28 +76,52 @@ func (w *writer) plan(v *policy.View, generation uint64, base clock) *plan {
 	return p
 }
 
+func traitFlags(t policy.Traits) (flags uint32) {
+	if t.Confined {
+		flags |= bpf.OwnConfined
+	}
+	if t.OverlayOnly {
+		flags |= bpf.OwnOverlayOnly
+	}
+	return flags
+}
+
 // planRuleset gives the kernel's number of a ruleset, an existing one where the content is the same.
-func (w *writer) planRuleset(p *plan, rs policy.Ruleset, base clock) uint32 {
-	if len(rs) == 0 {
-		return 0
+func (w *writer) planRuleset(p *plan, rules policy.Ruleset, base clock) uint32 {
+	p.seen[identityOf(rules)] = struct{}{}
+	rs := w.encoded(rules, base)
+	if id, ok := w.byHash[rs.hash]; ok {
+		rs.id = id
+		w.live[id] = rs // after a start, what it holds is known from now on
+		p.used[id] = rs
+		return rs.number()
 	}
-	f := encodeRuleset(rs, base)
-	if id, ok := w.rulesets[f.hash]; ok {
-		p.used[id] = true
-		return id
-	}
-	for id, other := range p.missing {
-		if other.hash == f.hash {
-			return id
+	for _, other := range p.missing {
+		if other.hash == rs.hash {
+			return other.number()
 		}
 	}
-	id := p.next
+	rs.id = p.next
 	p.next++
-	for i := range f.keys {
-		f.keys[i].Ruleset = id
+	p.missing = append(p.missing, rs)
+	p.used[rs.id] = rs
+	return rs.number()
+}
+
+// encoded gives a ruleset in the kernel's terms. Rulesets are never changed, so what was made of one holds for as long
+// as the View has the same one, and the stamps are made by the same clock.
+func (w *writer) encoded(rules policy.Ruleset, base clock) *ruleset {
+	if rs, ok := w.cache[identityOf(rules)]; ok && rs.base == base {
+		return rs
 	}
-	p.missing[id], p.used[id] = f, true
-	return id
+	rs := encodeRuleset(rules, base)
+	w.cache[identityOf(rules)] = rs
+	return rs
+}
+
+// identityOf tells Rulesets apart. It names one for as long as somebody keeps it, as every ruleset does here.
+func identityOf(rules policy.Ruleset) unsafe.Pointer {
+	return reflect.ValueOf(rules).UnsafePointer()
 }
 
 // lend makes a an address that the workload sends from. Of several, the lowest is taken, so that the choice is stable.
@@ -110,44 +136,15 @@ func lend(o *bpf.JudgeOwn, a netip.Addr) {
 	o.Flags |= flag
 }
 
-// encodeRuleset gives the entries in the kernel's terms, with ruleset 0, and their hash.
-func encodeRuleset(rs policy.Ruleset, base clock) fresh {
-	keys := slices.SortedFunc(maps.Keys(rs), func(a, b policy.Key) int {
-		return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Dir, b.Dir), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
-	})
-	f := fresh{keys: make([]bpf.JudgeEntryKey, 0, len(keys)), entries: make([]bpf.JudgeEntry, 0, len(keys))}
-	h := sha256.New()
-	var buf []byte
-	for _, k := range keys {
-		key := bpf.JudgeEntryKey{Peer: uint32(k.Peer), Port: k.Port, Proto: uint8(k.Proto), Dir: uint8(k.Dir)}
-		e := encodeValue(rs[k], base)
-		f.keys, f.entries = append(f.keys, key), append(f.entries, e)
-		buf = binary.LittleEndian.AppendUint32(buf[:0], key.Peer)
-		buf = binary.LittleEndian.AppendUint16(buf, key.Port)
-		buf = append(buf, key.Proto, key.Dir)
-		buf = binary.LittleEndian.AppendUint32(buf, e.Allow.Rule)
-		buf = binary.LittleEndian.AppendUint32(buf, e.Deny.Rule)
-		for _, stamp := range [...]uint64{e.Allow.NotBefore, e.Allow.NotAfter, e.Deny.NotBefore, e.Deny.NotAfter} {
-			buf = binary.LittleEndian.AppendUint64(buf, stamp)
-		}
-		h.Write(buf)
-	}
-	h.Sum(f.hash[:0])
-	return f
-}
-
-func encodeValue(v policy.Value, base clock) (e bpf.JudgeEntry) {
-	e.Allow.Rule, e.Allow.NotBefore, e.Allow.NotAfter = v.Allow.Rule, base.stamp(v.Allow.NotBefore), base.stamp(v.Allow.NotAfter)
-	e.Deny.Rule, e.Deny.NotBefore, e.Deny.NotAfter = v.Deny.Rule, base.stamp(v.Deny.NotBefore), base.stamp(v.Deny.NotAfter)
-	return e
-}
-
 // sameView reports whether two Views mean the same; their generations do not count.
 func sameView(a, b *policy.View) bool {
 	return a.Overlay4 == b.Overlay4 && a.Overlay6 == b.Overlay6 && a.Revision == b.Revision && sameLease(a.Lease, b.Lease) &&
-		maps.Equal(a.Locals, b.Locals) &&
-		maps.EqualFunc(a.Addresses, b.Addresses, sameAddress) &&
-		maps.EqualFunc(a.Rulesets, b.Rulesets, func(x, y policy.Ruleset) bool { return maps.EqualFunc(x, y, sameValue) })
+		maps.Equal(a.Locals, b.Locals) && maps.Equal(a.Traits, b.Traits) && maps.Equal(a.Interfaces, b.Interfaces) &&
+		maps.EqualFunc(a.Addresses, b.Addresses, sameAddress) && maps.EqualFunc(a.Rulesets, b.Rulesets, sameRuleset)
+}
+
+func sameRuleset(a, b policy.Ruleset) bool {
+	return identityOf(a) == identityOf(b) || maps.EqualFunc(a, b, sameValue)
 }
 
 func sameLease(a, b policy.Lease) bool { return a.Mode == b.Mode && a.Ends.Equal(b.Ends) }
@@ -156,8 +153,10 @@ func sameAddress(a, b policy.Address) bool {
 	return a.Number == b.Number && a.Local == b.Local && a.Revoked == b.Revoked && a.NotAfter.Equal(b.NotAfter)
 }
 
-func sameValue(a, b policy.Value) bool { return sameSlot(a.Allow, b.Allow) && sameSlot(a.Deny, b.Deny) }
+func sameValue(a, b policy.Value) bool {
+	return sameSlot(a.Allow, b.Allow) && sameSlot(a.Deny, b.Deny) && sameSlot(a.Audit, b.Audit)
+}
 
 func sameSlot(a, b policy.Slot) bool {
-	return a.Rule == b.Rule && a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter)
+	return a.Rule == b.Rule && a.Audit == b.Audit && a.NotBefore.Equal(b.NotBefore) && a.NotAfter.Equal(b.NotAfter)
 }

@@ -15,8 +15,10 @@ import (
 var (
 	// ErrOldKernel: nothing below 5.10 has what the judge needs.
 	ErrOldKernel = errors.New("kernel is too old: Signet needs Linux 5.10 or later")
-	// ErrNoTCX: the kernel (below 6.6) cannot attach to devices by tcx.
-	ErrNoTCX = errors.New("kernel has no tcx (Linux 6.6): the clsact fallback is not built yet")
+	// ErrNoTCX: the kernel (below 6.6) cannot attach to devices by tcx, and there are no Filters.
+	ErrNoTCX = errors.New("kernel has no tcx (Linux 6.6), and no clsact filters can be used in its place")
+	// ErrNoHook: the kernel lacks a hook, and what that means was not accepted.
+	ErrNoHook = errors.New("kernel lacks a hook")
 	// ErrPermission: this process may not load or attach programs.
 	ErrPermission = errors.New("the kernel does not let this process use BPF: it needs CAP_BPF and CAP_NET_ADMIN (and CAP_SYS_ADMIN below Linux 5.8); run signetd as root or give its unit these capabilities")
 	// ErrNoBPFFS: the pin directory is not on a bpffs.
@@ -55,11 +57,8 @@ func kernelVersion() (major, minor int, err error) {
 
 // checkKernel refuses kernels by name.
 func checkKernel(major, minor int) error {
-	switch {
-	case major < 5 || major == 5 && minor < 10:
+	if major < 5 || major == 5 && minor < 10 {
 		return fmt.Errorf("%w; this is %d.%d", ErrOldKernel, major, minor)
-	case major < 6 || major == 6 && minor < 6:
-		return fmt.Errorf("%w; this is %d.%d", ErrNoTCX, major, minor)
 	}
 	return nil
 }

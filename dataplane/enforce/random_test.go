@@ -75,12 +75,15 @@ func vary(r *rand.Rand, c, other *policytest.Case) policy.Packet {
 	}
 	hooks := []policy.Hook{
 		policy.HookEgressSocket, policy.HookIngressSocket, policy.HookEgressDevice, policy.HookIngressDevice,
-		policy.HookLoopback, policy.HookGuard,
+		policy.HookLoopback, policy.HookGuard, policy.HookFromWorkload, policy.HookToWorkload,
 	}
 	if r.IntN(2) == 0 {
 		p.Hook = hooks[r.IntN(len(hooks))]
 	}
 	p.Device = policy.DeviceTunnel
+	if p.Hook != policy.HookFromWorkload && p.Hook != policy.HookToWorkload && p.Hook != policy.HookEgressDevice {
+		p.Interface = 0
+	}
 	switch p.Hook {
 	case policy.HookEgressSocket, policy.HookIngressSocket:
 		p.Device = policy.Device(r.IntN(3))

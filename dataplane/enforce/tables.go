@@ -21,7 +21,12 @@ const (
 	mapOwns     = "owns"
 	mapRulesets = "rulesets"
 	mapEntries  = "entries"
-	mapConns    = "conns"
+	mapRanges   = "ranges"
+	mapWindows  = "windows"
+	mapIfaces   = "ifaces"
+	mapConns4   = "conns4"
+	mapConns6   = "conns6"
+	mapUsage    = "usage"
 	mapCounters = "counters"
 	mapEvents   = "events"
 	mapLost     = "lost"
@@ -58,6 +63,39 @@ func tupleOf(k bpf.JudgeTuple) flow.Tuple {
 		Dst:   netip.AddrPortFrom(addrOf(k.Dst.W), k.Dport),
 		Proto: flow.Proto(k.Proto),
 	}
+}
+
+// tuple4Of makes the key of an IPv4 conversation one like the others.
+func tuple4Of(k bpf.JudgeTuple4) bpf.JudgeTuple {
+	mapped := func(w uint32) [4]uint32 { return [4]uint32{2: mappedWord, 3: w} }
+	t := bpf.JudgeTuple{Sport: k.Sport, Dport: k.Dport, Proto: k.Proto}
+	t.Src.W, t.Dst.W = mapped(k.Src), mapped(k.Dst)
+	return t
+}
+
+// mappedWord is the third word of a mapped address, in the kernel's order.
+var mappedWord = words(netip.AddrFrom4([4]byte{}))[2]
+
+// eachConn calls f for every tracked connection of both families.
+func eachConn(m map[string]*ebpf.Map, f func(bpf.JudgeTuple, *bpf.JudgeConn) bool) error {
+	more := true
+	err := each(m[mapConns4], func(k *bpf.JudgeTuple4, c *bpf.JudgeConn) bool {
+		more = f(tuple4Of(*k), c)
+		return more
+	})
+	if err != nil || !more {
+		return err
+	}
+	return each(m[mapConns6], func(k *bpf.JudgeTuple, c *bpf.JudgeConn) bool { return f(*k, c) })
+}
+
+// putConn writes one tracked connection, under its canonical key.
+func putConn(m map[string]*ebpf.Map, k bpf.JudgeTuple, c bpf.JudgeConn) error {
+	if k.Src.W[2] == mappedWord && k.Src.W[0] == 0 && k.Src.W[1] == 0 {
+		k4 := bpf.JudgeTuple4{Src: k.Src.W[3], Dst: k.Dst.W[3], Sport: k.Sport, Dport: k.Dport, Proto: k.Proto}
+		return m[mapConns4].Put(k4, c) //nolint:wrapcheck // the caller says which
+	}
+	return m[mapConns6].Put(k, c) //nolint:wrapcheck // the caller says which
 }
 
 // each calls f for every entry of a hash map, in batches. Entries that come or go meanwhile may be missed.

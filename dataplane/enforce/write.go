@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -32,28 +33,68 @@ type writer struct {
 	view       *policy.View // in force; nil before the first one of this process
 	base       clock        // by which every stamp in the kernel was made
 
-	rulesets    map[[32]byte]uint32
-	counts      map[uint32]int // entries of each ruleset
+	live        map[uint32]*ruleset // what the kernel holds, by its number
+	byHash      map[[32]byte]uint32
+	cache       map[unsafe.Pointer]*ruleset // by the Ruleset that each was made of; those of the View in force
 	nextRuleset uint32
+	windows     map[window]uint32
+	nextWindow  uint32
 }
 
 // newWriter takes over what the maps hold, and removes what an interrupted writer left.
 func newWriter(m map[string]*ebpf.Map, clk func() clock) (*writer, error) {
-	w := &writer{m: m, clock: clk, rulesets: map[[32]byte]uint32{}, counts: map[uint32]int{}, nextRuleset: 1}
+	w := &writer{
+		m: m, clock: clk, live: map[uint32]*ruleset{}, byHash: map[[32]byte]uint32{}, cache: map[unsafe.Pointer]*ruleset{},
+		nextRuleset: 1, windows: map[window]uint32{}, nextWindow: 1,
+	}
 	var s bpf.JudgeSettings
 	if err := m[mapConfig].Lookup(uint32(0), &s); err != nil {
 		return nil, fmt.Errorf("read the generation in force: %w", err)
 	}
 	w.generation = s.Generation
-	err := each(m[mapRulesets], func(id *uint32, r *bpf.JudgeRuleset) bool {
-		w.rulesets[r.Hash], w.counts[*id] = *id, int(r.Entries)
-		w.nextRuleset = max(w.nextRuleset, *id+1)
-		return true
-	})
+	err := errors.Join(
+		each(m[mapRulesets], func(id *uint32, r *bpf.JudgeRuleset) bool {
+			w.live[*id] = &ruleset{hash: r.Hash, id: *id, entries: int(r.Entries), ranges: int(r.Ranges)}
+			w.byHash[r.Hash] = *id
+			w.nextRuleset = max(w.nextRuleset, *id+1)
+			return true
+		}),
+		each(m[mapWindows], func(id *uint32, win *bpf.JudgeWindow) bool {
+			w.windows[window{win.NotBefore, win.NotAfter}] = *id
+			w.nextWindow = max(w.nextWindow, *id+1)
+			return true
+		}))
 	if err != nil {
 		return nil, err
 	}
-	return w, w.clean(w.generation, nil)
+	return w, errors.Join(w.cleanKeyed(w.generation), w.cleanStrays())
+}
+
+// cleanStrays deletes entries without a ruleset, and makes sure that a ruleset which is not whole is never given to a
+// workload again. (Its entries stay while a workload has it.)
+func (w *writer) cleanStrays() error {
+	entries, ranges := map[uint32]int{}, map[uint32]int{}
+	_, _, err1 := purge(w.m[mapEntries], func(k *bpf.JudgeEntryKey, _ *bpf.JudgeEntry) bool {
+		entries[k.Ruleset]++
+		return w.live[k.Ruleset] == nil
+	})
+	err2 := purgeRanges(w.m[mapRanges], func(k *bpf.JudgeRangeKey) bool {
+		ranges[k.Ruleset]++
+		return w.live[k.Ruleset] == nil
+	})
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	for id, rs := range w.live {
+		if entries[id] == rs.entries && ranges[id] == rs.ranges {
+			continue
+		}
+		if err := w.m[mapRulesets].Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget damaged ruleset %d: %w", id, err)
+		}
+		delete(w.byHash, rs.hash)
+	}
+	return nil
 }
 
 // apply makes v real. changed is false when v is in force already.
@@ -73,13 +114,38 @@ func (w *writer) apply(v *policy.View) (changed bool, err error) {
 		return false, err
 	}
 	if err := w.build(p, generation); err != nil {
-		return false, errors.Join(err, w.clean(w.generation, nil))
+		return false, errors.Join(err, w.undo(p))
 	}
 	if err := w.flip(v, generation, base); err != nil {
-		return false, errors.Join(err, w.clean(w.generation, nil))
+		return false, errors.Join(err, w.undo(p))
 	}
 	// The old generation is gone for the programs; a failure to tidy up is told, and does not undo the view.
-	return true, w.clean(generation, p.used)
+	maps.DeleteFunc(w.cache, func(rules unsafe.Pointer, _ *ruleset) bool { _, ok := p.seen[rules]; return !ok })
+	return true, errors.Join(w.cleanKeyed(generation), w.cleanRulesets(p.used), w.settleTraits(v))
+}
+
+// undo removes what was built of a plan that is not to be.
+func (w *writer) undo(p *plan) error {
+	errs := []error{w.cleanKeyed(w.generation)}
+	for _, rs := range p.missing {
+		if err := w.m[mapRulesets].Delete(rs.id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("forget ruleset %d: %w", rs.id, err))
+		}
+		delete(w.byHash, rs.hash)
+		delete(w.live, rs.id)
+		errs = append(errs, w.erase(rs))
+	}
+	clear(w.cache)
+	return errors.Join(append(errs, w.cleanWindows())...)
+}
+
+// settleTraits tells the programs that they need not ask about workloads' own policy any more. That some workload has
+// one is told before the view is in force.
+func (w *writer) settleTraits(v *policy.View) error {
+	if len(v.Traits) > 0 {
+		return nil
+	}
+	return w.settings(func(s *bpf.JudgeSettings) { s.Traits = 0 })
 }
 
 // flip changes the generation word; before it nothing of the view counts, after it all does.
@@ -90,6 +156,11 @@ func (w *writer) flip(v *policy.View, generation uint64, base clock) error {
 	}
 	if err := w.m[mapViews].Put(uint32(generation&1), scalars); err != nil {
 		return fmt.Errorf("write the scalars of generation %d: %w", generation, err)
+	}
+	if len(v.Traits) > 0 {
+		if err := w.settings(func(s *bpf.JudgeSettings) { s.Traits = 1 }); err != nil {
+			return err
+		}
 	}
 	if err := w.settings(func(s *bpf.JudgeSettings) { s.Generation = generation }); err != nil {
 		return err
@@ -128,79 +199,73 @@ func (w *writer) fits(p *plan) error {
 	for _, c := range []struct {
 		name string
 		n    int
-	}{{mapAddrs, len(p.addrs)}, {mapLocals, len(p.locals)}, {mapOwns, len(p.owns)}} {
+	}{{mapAddrs, len(p.addrs)}, {mapLocals, len(p.locals)}, {mapOwns, len(p.owns)}, {mapIfaces, len(p.ifaces)}} {
 		if limit := int(w.m[c.name].MaxEntries()) / 2; c.n > limit {
 			return fmt.Errorf("%w: %d %s, and the kernel's map has room for %d", ErrTooBig, c.n, c.name, limit)
 		}
 	}
-	held, added := 0, 0
-	for _, n := range w.counts {
-		held += n
+	var held, added struct{ entries, ranges, windows int }
+	held.windows = len(w.windows)
+	for _, rs := range w.live {
+		held.entries += rs.entries
+		held.ranges += rs.ranges
 	}
-	for _, f := range p.missing {
-		added += len(f.keys)
+	for _, rs := range p.missing {
+		added.entries += rs.entries
+		added.ranges += rs.ranges
+		for win := range rs.windows {
+			if _, ok := w.windows[win]; !ok {
+				added.windows++
+			}
+		}
 	}
-	if limit := int(w.m[mapEntries].MaxEntries()); held+added > limit {
-		return fmt.Errorf("%w: %d new policy entries beside %d in force, and the kernel's map has room for %d", ErrTooBig, added, held, limit)
+	for _, c := range []struct {
+		name, what  string
+		held, added int
+	}{
+		{mapEntries, "policy entries", held.entries, added.entries}, {mapRanges, "port ranges", held.ranges, added.ranges},
+		{mapWindows, "times", held.windows, added.windows},
+	} {
+		if limit := int(w.m[c.name].MaxEntries()); c.held+c.added > limit {
+			return fmt.Errorf("%w: %d new %s beside %d in force, and the kernel's map has room for %d", ErrTooBig, c.added, c.what, c.held, limit)
+		}
 	}
 	return nil
 }
 
 // build writes everything of a plan and reads it back.
 func (w *writer) build(p *plan, generation uint64) error {
-	for id, f := range p.missing {
-		if err := put(w.m[mapEntries], f.keys, f.entries); err != nil {
+	if err := w.writeWindows(p.missing); err != nil {
+		return err
+	}
+	for _, rs := range p.missing {
+		if err := w.write(rs); err != nil {
 			return err
 		}
-		w.counts[id] = len(f.keys)
 	}
 	if err := w.verifyRulesets(p.missing); err != nil {
 		return err
 	}
-	for id, f := range p.missing {
-		row := bpf.JudgeRuleset{Hash: f.hash, Entries: uint32(len(f.keys))}
-		if err := w.m[mapRulesets].Put(id, row); err != nil {
-			return fmt.Errorf("note ruleset %d: %w", id, err)
+	for _, rs := range p.missing {
+		row := bpf.JudgeRuleset{Hash: rs.hash, Entries: uint32(rs.entries), Ranges: uint32(rs.ranges)}
+		if err := w.m[mapRulesets].Put(rs.id, row); err != nil {
+			return fmt.Errorf("note ruleset %d: %w", rs.id, err)
 		}
-		w.rulesets[f.hash] = id
+		w.byHash[rs.hash], w.live[rs.id] = rs.id, rs
 	}
 	w.nextRuleset = p.next
-	if err := put(w.m[mapAddrs], p.addrKeys, p.addrs); err != nil {
-		return err
-	}
-	if err := put(w.m[mapLocals], p.localKeys, p.locals); err != nil {
-		return err
-	}
-	if err := put(w.m[mapOwns], p.ownKeys, p.owns); err != nil {
+	err := errors.Join(
+		put(w.m[mapAddrs], p.addrKeys, p.addrs), put(w.m[mapLocals], p.localKeys, p.locals),
+		put(w.m[mapOwns], p.ownKeys, p.owns), put(w.m[mapIfaces], p.ifaceKeys, p.ifaces))
+	if err != nil {
 		return err
 	}
 	return w.verifyKeyed(p, generation)
 }
 
-// verifyRulesets counts the entries of new rulesets in the kernel.
-func (w *writer) verifyRulesets(missing map[uint32]fresh) error {
-	if len(missing) == 0 {
-		return nil
-	}
-	found := map[uint32]int{}
-	err := each(w.m[mapEntries], func(k *bpf.JudgeEntryKey, _ *bpf.JudgeEntry) bool {
-		found[k.Ruleset]++
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	for id, f := range missing {
-		if found[id] != len(f.keys) {
-			return fmt.Errorf("%w: ruleset %d has %d entries of %d", ErrReadBack, id, found[id], len(f.keys))
-		}
-	}
-	return nil
-}
-
 // verifyKeyed counts what the kernel holds under the new generation.
 func (w *writer) verifyKeyed(p *plan, generation uint64) error {
-	var addrs, locals, owns int
+	var addrs, locals, owns, ifaces int
 	err := errors.Join(
 		each(w.m[mapAddrs], func(k *bpf.JudgeAddrKey, _ *bpf.JudgeAddr) bool {
 			addrs += one(k.Generation == generation)
@@ -213,13 +278,17 @@ func (w *writer) verifyKeyed(p *plan, generation uint64) error {
 		each(w.m[mapOwns], func(k *bpf.JudgeOwnKey, _ *bpf.JudgeOwn) bool {
 			owns += one(k.Generation == generation)
 			return true
+		}),
+		each(w.m[mapIfaces], func(k *bpf.JudgeIfaceKey, _ *uint32) bool {
+			ifaces += one(k.Generation == generation)
+			return true
 		}))
 	if err != nil {
 		return err
 	}
-	if addrs != len(p.addrs) || locals != len(p.locals) || owns != len(p.owns) {
-		return fmt.Errorf("%w: %d addresses of %d, %d selectors of %d, %d workloads of %d", ErrReadBack,
-			addrs, len(p.addrs), locals, len(p.locals), owns, len(p.owns))
+	if addrs != len(p.addrs) || locals != len(p.locals) || owns != len(p.owns) || ifaces != len(p.ifaces) {
+		return fmt.Errorf("%w: %d addresses of %d, %d selectors of %d, %d workloads of %d, %d devices of %d", ErrReadBack,
+			addrs, len(p.addrs), locals, len(p.locals), owns, len(p.owns), ifaces, len(p.ifaces))
 	}
 	return nil
 }
@@ -231,54 +300,13 @@ func one(b bool) int {
 	return 0
 }
 
-// clean deletes what does not belong to the generation in force. used names its rulesets; nil keeps all that are whole.
-func (w *writer) clean(generation uint64, used map[uint32]bool) error {
+// cleanKeyed deletes what is keyed by another generation than the one in force.
+func (w *writer) cleanKeyed(generation uint64) error {
 	_, _, err1 := purge(w.m[mapAddrs], func(k *bpf.JudgeAddrKey, _ *bpf.JudgeAddr) bool { return k.Generation != generation })
 	_, _, err2 := purge(w.m[mapLocals], func(k *bpf.JudgeLocalKey, _ *uint32) bool { return k.Generation != generation })
 	_, _, err3 := purge(w.m[mapOwns], func(k *bpf.JudgeOwnKey, _ *bpf.JudgeOwn) bool { return k.Generation != generation })
-	return errors.Join(err1, err2, err3, w.cleanRulesets(used))
-}
-
-// cleanRulesets forgets a ruleset before its entries go, so that an interruption never leaves half of one under a name.
-func (w *writer) cleanRulesets(used map[uint32]bool) error {
-	kept := map[uint32]bool{}
-	for hash, id := range w.rulesets {
-		if used == nil || used[id] {
-			kept[id] = true
-			continue
-		}
-		if err := w.m[mapRulesets].Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget ruleset %d: %w", id, err)
-		}
-		delete(w.rulesets, hash)
-	}
-	if used != nil && len(kept) == len(w.counts) {
-		return nil
-	}
-	found := map[uint32]int{}
-	_, _, err := purge(w.m[mapEntries], func(k *bpf.JudgeEntryKey, _ *bpf.JudgeEntry) bool {
-		found[k.Ruleset]++
-		return !kept[k.Ruleset]
-	})
-	if err != nil {
-		return err
-	}
-	maps.DeleteFunc(w.counts, func(id uint32, _ int) bool { return !kept[id] })
-	return w.dropDamaged(found)
-}
-
-// dropDamaged makes sure that a ruleset which is not whole is never given to a workload again.
-func (w *writer) dropDamaged(found map[uint32]int) error {
-	for hash, id := range w.rulesets {
-		if found[id] == w.counts[id] {
-			continue
-		}
-		if err := w.m[mapRulesets].Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget damaged ruleset %d: %w", id, err)
-		}
-		delete(w.rulesets, hash)
-	}
-	return nil
+	_, _, err4 := purge(w.m[mapIfaces], func(k *bpf.JudgeIfaceKey, _ *uint32) bool { return k.Generation != generation })
+	return errors.Join(err1, err2, err3, err4)
 }
 
 // extendLease writes the lease's end of the generation in force. One word changes; whoever reads it sees either end.

@@ -8,5 +8,6 @@
 // All functions work in the network namespace of the calling thread. Each may be repeated: what is already as it
 // should be is not touched.
 //
-// Start at link.go; overlap.go and candidates.go only read, watch.go reports changes.
+// Start at link.go; behind.go has the routes to workloads in network namespaces of their own; leg.go, overlap.go and
+// candidates.go only read; watch.go reports changes.
 package link

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -50,11 +51,15 @@ type Spec struct {
 	Addresses []netip.Addr
 	// Overlay are the prefixes of the whole overlay, of both families.
 	Overlay []netip.Prefix
+	// Behind are addresses of workloads in network namespaces of their own, each with the index of the device of this
+	// host that leads there. The tunnel device does not have them: each gets a route. A device that is gone, or down,
+	// gets none, which is no error: the kernel removes the routes of such a device too.
+	Behind map[netip.Addr]int
 }
 
 // Apply makes the description real as far as the state of the link permits, in this order:
 //  1. unreachable routes for the overlay, so that nothing ever falls to the default route;
-//  2. settings of the interface, its MTU and addresses;
+//  2. settings of the interface, its MTU and addresses, and the routes to the addresses that lie behind other devices;
 //  3. when the link is up, the routes through it. The kernel takes those only then; Up sets them otherwise.
 //
 // It removes nothing: Prune does.
@@ -80,6 +85,9 @@ func Apply(ctx context.Context, s Spec) error {
 		}
 	}
 	if err := ensureAddresses(l, s); err != nil {
+		return err
+	}
+	if err := ensureBehind(s); err != nil {
 		return err
 	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
@@ -115,7 +123,9 @@ func Prune(ctx context.Context, s Spec) error {
 		return err
 	}
 	overlay := s.overlay()
-	errs := []error{removeRoutes(s.Interface, func(r netlink.Route) bool { return !slices.Contains(overlay, prefixOf(r)) })}
+	errs := []error{removeRoutes(s.Interface, func(r netlink.Route) bool {
+		return !slices.Contains(overlay, prefixOf(r)) && !s.leadsBehind(r)
+	})}
 	return errors.Join(append(errs, removeAddresses(l, s.all()))...)
 }
 
@@ -144,21 +154,26 @@ func (s Spec) check() error {
 	if s.MTU < 1280 || s.MTU > 65535 {
 		return fmt.Errorf("%w: MTU %d is not between 1280 and 65535", ErrSpec, s.MTU)
 	}
-	if len(s.Addresses)+len(s.Node) > maxAddresses || len(s.Overlay) > maxOverlay {
-		return fmt.Errorf("%w: %d addresses and %d overlay prefixes, at most %d and %d are possible", ErrSpec, len(s.Addresses)+len(s.Node), len(s.Overlay), maxAddresses, maxOverlay)
+	if n := len(s.Addresses) + len(s.Node) + len(s.Behind); n > maxAddresses || len(s.Overlay) > maxOverlay {
+		return fmt.Errorf("%w: %d addresses and %d overlay prefixes, at most %d and %d are possible", ErrSpec, n, len(s.Overlay), maxAddresses, maxOverlay)
 	}
 	for _, p := range s.Overlay {
 		if !p.IsValid() || p.Bits() == 0 || p.Addr().Is4In6() || p != p.Masked() {
 			return fmt.Errorf("%w: overlay prefix %v is not a network", ErrSpec, p)
 		}
 	}
-	for _, a := range slices.Concat(s.Node, s.Addresses) {
+	for _, a := range slices.Concat(s.Node, s.Addresses, slices.Collect(maps.Keys(s.Behind))) {
 		if !slices.ContainsFunc(s.Overlay, func(p netip.Prefix) bool { return a.Zone() == "" && p.Contains(a) }) {
 			return fmt.Errorf("%w: address %v is outside the overlay %v", ErrSpec, a, s.Overlay)
 		}
 	}
 	if len(s.Node) > 2 || len(s.Node) == 2 && s.Node[0].Is4() == s.Node[1].Is4() {
 		return fmt.Errorf("%w: the node has addresses %v, at most one of each family is possible", ErrSpec, s.Node)
+	}
+	for a, index := range s.Behind {
+		if index <= 0 || slices.Contains(s.Node, a) || slices.Contains(s.Addresses, a) {
+			return fmt.Errorf("%w: address %v is behind device %d and is this host's as well", ErrSpec, a, index)
+		}
 	}
 	return nil
 }

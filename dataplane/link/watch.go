@@ -21,6 +21,8 @@ const (
 	LinkChanged Kind = iota + 1
 	AddressChanged
 	RouteChanged
+	// FilterChanged: a filter, or a queueing discipline with its filters, was removed, added or replaced.
+	FilterChanged
 	// Lost: the kernel had more to tell than its queue holds. Everything has to be looked at again.
 	Lost
 )
@@ -44,12 +46,12 @@ type Watcher struct {
 	err    error // of the routine; read after done
 }
 
-// Watch calls report for each change of links, addresses and routes in the network namespace of the calling thread,
+// Watch calls report for each change of links, addresses, routes and filters in the network namespace of the calling thread,
 // from one goroutine that Close, or the end of ctx, ends. The kernel's socket buffer is the queue: when report is too
 // slow and it overflows, the event Lost comes in place of what was lost.
 func Watch(ctx context.Context, report func(Event)) (*Watcher, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC)
 	if err != nil {
 		return nil, explain(fmt.Errorf("watch the network configuration: %w", err))
 	}
@@ -122,6 +124,11 @@ func decode(m syscall.NetlinkMessage) (e Event, ok bool) {
 		info := nl.DeserializeIfAddrmsg(m.Data)
 		p, _ := attributes(m.Data[unix.SizeofIfAddrmsg:], unix.IFA_ADDRESS, 0, int(info.Prefixlen))
 		return Event{Kind: AddressChanged, Index: int(info.Index), Prefix: p, Gone: m.Header.Type == unix.RTM_DELADDR}, true
+	case unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
+		if len(m.Data) < nl.SizeofTcMsg {
+			return e, false
+		}
+		return Event{Kind: FilterChanged, Index: int(nl.DeserializeTcMsg(m.Data).Ifindex), Gone: m.Header.Type != unix.RTM_NEWTFILTER}, true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(m.Data) < unix.SizeofRtMsg {
 			return e, false

@@ -40,7 +40,7 @@ func (c *checker) badDocuments(ctx context.Context) error {
 		"expect":        strings.Replace(scenario.Workloads+scenario.Rules, "app/webhook, to: data/postgres, port: tcp/5432, expect: deny", "app/webhook, to: data/postgres, port: tcp/5432, expect: allow", 1),
 		"seleectors":    strings.Replace(scenario.Workloads, "selectors", "seleectors", 1),
 		"app/nobody":    scenario.Workloads + "rules:\n  - {id: r, from: [app/nobody], to: [data/postgres], allow: [any]}\n",
-		"not built yet": strings.Replace(scenario.Workloads, "{name: data}", "{name: data, internet: deny}", 1),
+		"not built yet": scenario.Workloads + "rules:\n  - {id: r, from: [app/webhook], to: [data/postgres], allow: [any], when: 'true'}\n",
 	} {
 		file := filepath.Join(c.d.Dir(), "bad.yaml")
 		if err := os.WriteFile(file, []byte(doc), 0o600); err != nil {

@@ -8,6 +8,10 @@
 //	probe bare NAME                   wireguard-go without Signet, for benchmarks (bare.go)
 //	probe enrol COORDINATOR TOKENFILE COUNT NAME   many hosts that join at once (enrol.go)
 //	probe rogue CONFIG                packets of a host that has valid keys and no judge (package rogue)
+//	probe script CONFIG               the same host, with the packets that are read from standard input
+//	probe attack JSON                 one thing that a hostile process does (package attack)
+//	probe share ADDR                  udp on a port that others share (SO_REUSEPORT)
+//	probe witness PORT...             prints all that reaches this cgroup, and serves the ports
 //
 // Every run ends by itself after ten minutes.
 package main
@@ -22,6 +26,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/signet-overlay/signet/integration/probe/attack"
 	"github.com/signet-overlay/signet/integration/probe/rogue"
 )
 
@@ -67,6 +72,14 @@ func run(ctx context.Context, args []string) error {
 		return enrol(ctx, rest)
 	case verb == "rogue" && len(rest) == 1:
 		return rogue.Run(ctx, rest[0])
+	case verb == "script" && len(rest) == 1:
+		return rogue.Script(ctx, rest[0])
+	case verb == "attack" && len(rest) == 1:
+		return attack.Main(ctx, rest[0])
+	case verb == "share" && len(rest) == 1:
+		return attack.Share(ctx, rest[0], os.Stdout)
+	case verb == "witness":
+		return attack.Witness(ctx, rest, os.Stdout)
 	}
 	return usage
 }

@@ -18,6 +18,7 @@ const (
 	EventStart Event = "start"
 	EventEnd   Event = "end"
 	EventDeny  Event = "deny"
+	EventAudit Event = "audit" // a rule in mode audit would have denied the flow
 	EventState Event = "state"
 	EventLoss  Event = "loss"
 )

@@ -15,6 +15,7 @@ const (
 	TCP      Proto = 6
 	UDP      Proto = 17
 	ICMPv6   Proto = 58
+	SCTP     Proto = 132
 )
 
 // Policy folds ICMPv6 into ICMP: a rule that allows icmp means both.
@@ -38,6 +39,8 @@ func (p Proto) String() string {
 		return "udp"
 	case ICMPv6:
 		return "icmpv6"
+	case SCTP:
+		return "sctp"
 	}
 	return fmt.Sprintf("proto-%d", uint8(p))
 }

@@ -38,6 +38,7 @@ type Workload struct {
 	Number    identity.Number
 	Addresses []netip.Addr // one IPv4, one IPv6
 	Selectors []policy.Selector
+	Traits    policy.Traits
 }
 
 // Self says what the host itself is in the mesh.

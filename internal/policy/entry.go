@@ -22,7 +22,7 @@ type Service struct {
 	First, Last uint16
 }
 
-// ParseService reads tcp/N, tcp/N-M, udp/N, udp/N-M, tcp, udp, icmp or any.
+// ParseService reads tcp/N, tcp/N-M, tcp, the same of udp and sctp, icmp or any.
 func ParseService(s string) (Service, error) {
 	proto, ports, hasPorts := strings.Cut(s, "/")
 	switch proto {
@@ -34,11 +34,8 @@ func ParseService(s string) (Service, error) {
 		if !hasPorts {
 			return Service{Proto: flow.ICMP}, nil
 		}
-	case "tcp", "udp":
-		svc := Service{Proto: flow.TCP}
-		if proto == "udp" {
-			svc.Proto = flow.UDP
-		}
+	case "tcp", "udp", "sctp":
+		svc := Service{Proto: map[string]flow.Proto{"tcp": flow.TCP, "udp": flow.UDP, "sctp": flow.SCTP}[proto]}
 		if !hasPorts {
 			return svc, nil
 		}
@@ -53,7 +50,7 @@ func ParseService(s string) (Service, error) {
 			return svc, nil
 		}
 	}
-	return Service{}, fmt.Errorf("%w %q: expected tcp/PORT, tcp/FIRST-LAST, udp/PORT, icmp or any, with ports 1 to 65535", ErrService, s)
+	return Service{}, fmt.Errorf("%w %q: expected tcp/PORT, tcp/FIRST-LAST, udp/PORT, sctp/PORT, icmp or any, with ports 1 to 65535", ErrService, s)
 }
 
 // parsePort refuses signs, leading zeros and 0, so that each service has one spelling.
@@ -120,19 +117,33 @@ func (d Direction) String() string {
 	return "ingress"
 }
 
-// Key is what the kernel looks up in a ruleset. Port 0 is every port, Proto AnyProto every protocol; a Key with
-// AnyProto has port 0.
+// Key is what the kernel looks up in a ruleset. Port 0 without Bits is every port, Proto AnyProto every protocol; a Key
+// with AnyProto has port 0.
 type Key struct {
 	Peer  identity.Number
 	Port  uint16 // destination port of the flow's first packet
 	Proto flow.Proto
 	Dir   Direction
+	// Bits makes the Key one of a range: that many leading bits of Port count, 1 to 15, and the others are 0. Ranges of
+	// one ruleset that are alike in all else do not overlap, so that at most one holds a port.
+	Bits uint8
+}
+
+// MaxRangeBits is the longest prefix that is a range; a whole port is no range.
+const MaxRangeBits = 15
+
+// InRange gives the Key of the range of that many bits that holds k's port.
+func (k Key) InRange(bits uint8) Key {
+	k.Port, k.Bits = k.Port&^(1<<(16-bits)-1), bits
+	return k
 }
 
 // Slot is one rule's word on a Key. The zero Slot is absent. A zero time bounds nothing.
 type Slot struct {
 	Rule                uint32 // the rule's number, never 0 in a Slot that is present
 	NotBefore, NotAfter time.Time
+	// Audit, of a rule that allows, means that it allows outside its time as well, on record.
+	Audit bool
 }
 
 // Present reports whether a rule stands here.
@@ -143,10 +154,15 @@ func (s Slot) Active(now time.Time) bool {
 	return s.Present() && !now.Before(s.NotBefore) && (s.NotAfter.IsZero() || now.Before(s.NotAfter))
 }
 
-// Value holds the rules that stand at one Key, one for each action.
-type Value struct{ Allow, Deny Slot }
+// Value holds the rules that stand at one Key, one for each action. Audit is a rule that denies, in mode audit: what it
+// would have denied is recorded and passes.
+type Value struct{ Allow, Deny, Audit Slot }
 
-// Ruleset is the compiled policy of one local workload.
+// Present reports whether any rule stands here.
+func (v Value) Present() bool { return v.Allow.Present() || v.Deny.Present() || v.Audit.Present() }
+
+// Ruleset is the compiled policy of one local workload. Once it is part of a View it is never changed, so that Views
+// share it, and what was made of it can be kept for as long as it lives.
 type Ruleset map[Key]Value
 
 // Entry is a Key with its Value: one line of a Ruleset.
@@ -168,6 +184,12 @@ type Address struct {
 
 // AnyUID in a LocalKey matches every user.
 const AnyUID = ^uint32(0)
+
+// Traits are what a local workload's own policy asks for, beyond the overlay.
+type Traits struct {
+	Confined    bool // internet: deny: it reaches nothing outside the overlay and loopback
+	OverlayOnly bool // listen: overlay: nobody opens a connection to it but at its overlay addresses and loopback
+}
 
 // LocalKey ties sockets to a workload: the socket's cgroup v2 id or that of an ancestor, and the socket's user.
 type LocalKey struct {
@@ -201,6 +223,11 @@ type View struct {
 	Addresses map[netip.Addr]Address
 	Locals    map[LocalKey]identity.Number
 	Rulesets  map[identity.Number]Ruleset
+	// Traits of local workloads; those without any are left out.
+	Traits map[identity.Number]Traits
+	// Interfaces ties what arrives from and leaves by a network device of this host to the workload behind it, in a
+	// network namespace of its own. The key is the device's index.
+	Interfaces map[uint32]identity.Number
 }
 
 // Limits of one View; a View that exceeds them is refused whole. They size the kernel's maps.
@@ -209,6 +236,7 @@ const (
 	MaxLocals    = 1 << 14
 	MaxRulesets  = 1 << 12
 	MaxEntries   = 1 << 21 // over all rulesets
+	MaxDevices   = 1 << 12 // that have a workload behind them
 )
 
 // ErrView is wrapped by every refusal of a View.
@@ -219,9 +247,9 @@ func (v *View) Validate() error {
 	if !v.Overlay4.IsValid() || !v.Overlay4.Addr().Is4() || !v.Overlay6.IsValid() || !v.Overlay6.Addr().Is6() {
 		return fmt.Errorf("%w: overlay prefixes %v and %v are not one IPv4 and one IPv6 prefix", ErrView, v.Overlay4, v.Overlay6)
 	}
-	if len(v.Addresses) > MaxAddresses || len(v.Locals) > MaxLocals || len(v.Rulesets) > MaxRulesets {
-		return fmt.Errorf("%w: %d addresses, %d workload selectors, %d rulesets; at most %d, %d, %d",
-			ErrView, len(v.Addresses), len(v.Locals), len(v.Rulesets), MaxAddresses, MaxLocals, MaxRulesets)
+	if len(v.Addresses) > MaxAddresses || len(v.Locals) > MaxLocals || len(v.Rulesets) > MaxRulesets || len(v.Interfaces) > MaxDevices {
+		return fmt.Errorf("%w: %d addresses, %d workload selectors, %d rulesets, %d interfaces; at most %d, %d, %d, %d",
+			ErrView, len(v.Addresses), len(v.Locals), len(v.Rulesets), len(v.Interfaces), MaxAddresses, MaxLocals, MaxRulesets, MaxDevices)
 	}
 	for a := range v.Addresses {
 		if !v.InOverlay(a) {
@@ -231,17 +259,32 @@ func (v *View) Validate() error {
 	entries := 0
 	for n, rs := range v.Rulesets {
 		entries += len(rs)
-		for k, val := range rs {
-			if k.Proto == flow.AnyProto && k.Port != 0 {
-				return fmt.Errorf("%w: ruleset of %v has an entry for port %d of every protocol", ErrView, n, k.Port)
-			}
-			if !val.Allow.Present() && !val.Deny.Present() {
-				return fmt.Errorf("%w: ruleset of %v has an empty entry for peer %v", ErrView, n, k.Peer)
-			}
+		if err := rs.Validate(); err != nil {
+			return fmt.Errorf("%w: ruleset of %v: %w", ErrView, n, err)
 		}
 	}
 	if entries > MaxEntries {
 		return fmt.Errorf("%w: %d policy entries, at most %d", ErrView, entries, MaxEntries)
+	}
+	return nil
+}
+
+// Validate checks what the kernel relies on.
+func (rs Ruleset) Validate() error {
+	for k, val := range rs {
+		switch {
+		case k.Proto == flow.AnyProto && (k.Port != 0 || k.Bits != 0):
+			return fmt.Errorf("an entry for port %d of every protocol", k.Port)
+		case k.Bits > MaxRangeBits || k.Bits > 0 && k != k.InRange(k.Bits):
+			return fmt.Errorf("port %d is not the first of a range of %d bits", k.Port, k.Bits)
+		case !val.Present():
+			return fmt.Errorf("an empty entry for peer %v", k.Peer)
+		}
+		for bits := k.Bits; bits > 1; bits-- {
+			if _, ok := rs[k.InRange(bits-1)]; ok {
+				return fmt.Errorf("two ranges of peer %v hold port %d of %v", k.Peer, k.Port, k.Proto)
+			}
+		}
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func TestParseService(t *testing.T) {
 func TestParseServiceRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", "TCP/1", "tcp/", "tcp/0", "tcp/65536", "tcp/-1", "tcp/+1", "tcp/01", "tcp/1-", "tcp/-", "tcp/2-1", "tcp/0-5", "tcp/1-65536", "tcp/1-2-3",
-		"tcp/1/2", "tcp /1", "tcp/1 ", "any/1", "any/", "icmp/8", "icmp/", "icmpv6", "sctp/1", "6/80", "tcp/http", "tcp/*",
+		"tcp/1/2", "tcp /1", "tcp/1 ", "any/1", "any/", "icmp/8", "icmp/", "icmpv6", "sctp/0", "dccp/1", "6/80", "tcp/http", "tcp/*",
 	} {
 		if s, err := ParseService(text); !errors.Is(err, ErrService) || s != (Service{}) {
 			t.Errorf("%q: got %v, %v", text, s, err)

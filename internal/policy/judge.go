@@ -21,6 +21,8 @@ const (
 	HookIngressDevice             // tcx ingress on the tunnel
 	HookGuard                     // tcx, both ways, on every device but the tunnel and loopback
 	HookLoopback                  // tcx egress on loopback
+	HookFromWorkload              // tcx ingress on the device of a workload in a network namespace of its own: it sends
+	HookToWorkload                // tcx egress on such a device: it receives
 )
 
 // Device is what a packet arrives at or leaves by.
@@ -31,6 +33,7 @@ const (
 	DeviceTunnel Device = iota
 	DeviceLoopback
 	DeviceOther
+	DeviceWorkload // a workload in a network namespace of its own is behind it
 )
 
 // Socket is what the kernel knows of the socket that sends or receives. The zero Socket is the kernel itself (resets,
@@ -48,6 +51,32 @@ const (
 	FlagACK = 0x10
 )
 
+// Part is what a packet carries of a datagram.
+type Part uint8
+
+// The parts. Only the first fragment names ports; the others follow its answer.
+const (
+	Whole Part = iota
+	FirstFragment
+	LaterFragment
+)
+
+// FragmentKey names one fragmented datagram (RFC 791, RFC 8200 section 4.5).
+type FragmentKey struct {
+	Src, Dst netip.Addr
+	Proto    flow.Proto
+	ID       uint32
+}
+
+// fragmentLife is how long fragments may follow the first one; kernels give up on a datagram after 30 s or less.
+const fragmentLife = 30 * time.Second
+
+// Fragment is what the first fragment of a datagram says of the others.
+type Fragment struct {
+	Tuple flow.Tuple
+	Until time.Time
+}
+
 // Packet is one packet, or one connect or bind call, as a hook sees it. IPv4-mapped addresses are unmapped before.
 type Packet struct {
 	Hook      Hook
@@ -56,17 +85,24 @@ type Packet struct {
 	TCPFlags  uint8
 	EchoReq   bool        // ICMP echo request
 	Quoted    *flow.Tuple // the tuple inside an ICMP error, as it was sent; nil for anything else
-	Fragment  bool
+	Part      Part
+	Fragment  uint32 // identification, of a fragment
 	Malformed bool
 	Socket    Socket
+	Connected bool // the receiving socket has a peer of its own
+	// Interface is the index of the device, at the hooks of workloads; and at HookEgressDevice that of the device that a
+	// forwarded packet came in by, 0 for what the host sends itself.
+	Interface uint32
 }
 
 // Decision is a verdict with everything that led to it.
 type Decision struct {
 	Verdict  flow.Verdict
 	Reason   flow.Reason
-	Rule     uint32 // the deciding rule's number; 0 where no rule decided
+	Rule     uint32 // the deciding rule's number; 0 where no rule decided. With verdict Audit, the one in mode audit
 	Src, Dst identity.Number
+
+	under uint32 // the rule that lets the flow pass; Rule but for verdict Audit
 }
 
 // Conn is one tracked connection, named in Table by its canonical tuple.
@@ -80,28 +116,36 @@ type Conn struct {
 // Table tracks connections. Idle ones are removed by its owner.
 type Table struct {
 	Conns map[flow.Tuple]Conn
-	Max   int // 0 means no bound
+	Max   int // of each IP version; 0 means no bound
+	// Quota bounds the connections that one identity may have opened; 0 means none.
+	Quota     int
+	Fragments map[FragmentKey]Fragment
 }
 
 // Judge decides on one packet. It may add to, refresh or remove from t, and reads nothing else but its arguments.
 //
 // The steps, which bpf/judge.c numbers in the same way; the first that decides, decides:
 //
-//  1. Scope: neither address is the overlay's: ignore, but on the tunnel device deny.
-//  2. Form: malformed, fragment, unknown protocol: deny.
-//  3. Place: overlay addresses pass the tunnel or loopback and no other device.
+//  1. Scope: neither address is the overlay's: deny on the tunnel device; ignore elsewhere, but for what a workload's own
+//     policy asks for (internet: deny, listen: overlay).
+//  2. Form: malformed, forbidden TCP flags, a fragment without its first one, unknown protocol: deny.
+//  3. Place: overlay addresses pass the tunnel, loopback or the device of a workload, and no other device.
 //  4. Lease: ended in mode deny-all: deny.
-//  5. Owner: the socket's cgroup (or an ancestor) and user name exactly one workload, or none.
+//  5. Owner: the socket's cgroup (or an ancestor) and user name exactly one workload, or none; of what comes from the
+//     device of a workload, that one.
 //  6. Own end: the sender owns the source, the receiver owns the destination.
 //  7. Peer: the other address belongs to a known, unexpired, unrevoked identity.
 //  8. ICMP errors pass with the tracked connection that they quote.
 //  9. Tracked and judged under this generation: allow; under an older one: judge the first packet's direction again.
 //  10. Untracked: only what opens a connection, at a hook that may open one, goes on.
-//  11. Policy: deny before allow, in the ruleset of each end that is on this host.
-//  12. Track: a full table denies.
+//  11. Policy: deny before allow, in the ruleset of each end that is on this host. What a rule in mode audit would have
+//     denied passes with verdict Audit.
+//  12. Track: a full table, or a quota that is used up, denies.
 func Judge(v *View, t *Table, p Packet, now time.Time) Decision {
 	j := judge{v: v, t: t, p: p, now: now}
-	return j.run()
+	d := j.run()
+	d.under = 0
+	return d
 }
 
 // judge is the state of one Judge call.
@@ -116,6 +160,12 @@ type judge struct {
 
 func (j *judge) run() Decision {
 	p, v := &j.p, j.v
+	if (p.Hook == HookFromWorkload || p.Hook == HookToWorkload) && v.Interfaces[p.Interface] == identity.NumberUnknown {
+		p.Hook = HookGuard // the device leads to nobody
+	}
+	if p.byDevice() {
+		j.owner = v.Interfaces[p.Interface]
+	}
 	srcIn, dstIn := v.InOverlay(p.Tuple.Src.Addr()), v.InOverlay(p.Tuple.Dst.Addr())
 	j.src, j.dst = v.Addresses[p.Tuple.Src.Addr()], v.Addresses[p.Tuple.Dst.Addr()]
 	// 1. Scope.
@@ -123,25 +173,22 @@ func (j *judge) run() Decision {
 		return j.bind(srcIn)
 	}
 	if p.Hook == HookConnect && !dstIn || !srcIn && !dstIn {
-		if p.Hook == HookEgressDevice || p.Hook == HookIngressDevice {
-			return j.deny(flow.UnknownPeer)
-		}
-		return Decision{Verdict: flow.Ignore}
+		return j.outside()
 	}
 	// 2. Form.
 	if r := j.form(); r != flow.ReasonNone {
 		return j.deny(r)
 	}
 	// 3. Place.
-	if p.Hook == HookGuard || p.Device == DeviceOther && p.Hook != HookConnect {
-		return j.deny(flow.NotTunnel)
+	if r := j.place(); r != flow.ReasonNone {
+		return j.deny(r)
 	}
 	// 4. Lease.
 	if v.Lease.Mode == LeaseDenyAll && !j.now.Before(v.Lease.Ends) {
 		return j.deny(flow.LeaseEnded)
 	}
 	// 5. Owner.
-	j.owner = v.Owner(p.Socket)
+	j.owner = j.ownerOf()
 	// 6. Own end.
 	if r := j.ownEnd(); r != flow.ReasonNone {
 		return j.deny(r)
@@ -161,19 +208,108 @@ func (j *judge) run() Decision {
 	return j.tracked()
 }
 
-func (j *judge) form() flow.Reason {
-	switch {
-	case j.p.Malformed:
-		return flow.Malformed
-	case j.p.Fragment:
-		return flow.Fragment
+// outside judges what has nothing to do with the overlay: by what a workload's own policy asks for, and else not at all.
+func (j *judge) outside() Decision {
+	p := &j.p
+	if len(j.v.Traits) > 0 {
+		j.owner = j.ownerOf()
 	}
-	switch j.p.Tuple.Proto {
-	case flow.TCP, flow.UDP, flow.ICMP, flow.ICMPv6:
+	traits := j.v.Traits[j.owner]
+	switch p.Hook {
+	case HookEgressDevice, HookIngressDevice:
+		j.owner = identity.NumberUnknown
+		return j.deny(flow.UnknownPeer)
+	case HookConnect, HookEgressSocket, HookFromWorkload:
+		here := p.Tuple.Dst.Addr().IsLoopback() || p.Hook == HookConnect && p.Tuple.Dst.Addr().IsUnspecified()
+		if traits.Confined && !here {
+			return j.deny(flow.InternetDenied)
+		}
+	case HookIngressSocket, HookToWorkload:
+		if traits.OverlayOnly && !p.Tuple.Dst.Addr().IsLoopback() && j.isNew() {
+			return j.deny(flow.ListenOverlay)
+		}
+	}
+	return Decision{Verdict: flow.Ignore}
+}
+
+// isNew reports whether a packet from outside the overlay opens something, as far as its receiver can tell: what a
+// workload asked for itself comes back to a socket that has a peer.
+func (j *judge) isNew() bool {
+	if j.p.Tuple.Proto == flow.TCP && j.p.Part == Whole {
+		return j.p.TCPFlags&(FlagSYN|FlagACK) == FlagSYN
+	}
+	return !j.p.Connected
+}
+
+// form is step 2. It gives a later fragment the ports of the first.
+func (j *judge) form() flow.Reason {
+	p := &j.p
+	if p.Malformed {
+		return flow.Malformed
+	}
+	if p.Part == LaterFragment && p.Hook != HookGuard {
+		f, ok := j.t.Fragments[j.fragment()]
+		if !ok || !j.now.Before(f.Until) {
+			return flow.Fragment
+		}
+		p.Tuple, p.TCPFlags, p.EchoReq, p.Quoted = f.Tuple, FlagACK, false, nil
+	}
+	switch p.Tuple.Proto {
+	case flow.TCP:
+		if p.Hook != HookConnect && p.Hook != HookGuard && !sane(p.TCPFlags) {
+			return flow.Malformed
+		}
+	case flow.UDP, flow.ICMP, flow.ICMPv6, flow.SCTP:
+	default:
+		return flow.UnknownProto
+	}
+	return flow.ReasonNone
+}
+
+func (j *judge) fragment() FragmentKey {
+	return FragmentKey{Src: j.p.Tuple.Src.Addr(), Dst: j.p.Tuple.Dst.Addr(), Proto: j.p.Tuple.Proto, ID: j.p.Fragment}
+}
+
+// sane refuses the sets of flags that no TCP sends (RFC 9293, section 3.10.7), and that probe or confuse stacks: a
+// segment has exactly one of SYN, FIN and RST at most, and without SYN or RST it acknowledges.
+func sane(flags uint8) bool {
+	switch flags & (FlagSYN | FlagFIN | FlagRST) {
+	case FlagSYN, FlagRST:
+		return true
+	case 0, FlagFIN:
+		return flags&FlagACK != 0
+	}
+	return false
+}
+
+// place is step 3.
+func (j *judge) place() flow.Reason {
+	switch j.p.Hook {
+	case HookConnect, HookFromWorkload, HookToWorkload:
 		return flow.ReasonNone
 	}
-	return flow.UnknownProto
+	if j.p.Hook == HookGuard || j.p.Device == DeviceOther {
+		return flow.NotTunnel
+	}
+	return flow.ReasonNone
 }
+
+// ownerOf is step 5.
+func (j *judge) ownerOf() identity.Number {
+	if j.p.byDevice() {
+		return j.v.Interfaces[j.p.Interface]
+	}
+	return j.v.Owner(j.p.Socket)
+}
+
+// byDevice: the packet's owner is known by the device that it came from, or goes to. A forwarded packet has no socket
+// here.
+func (p *Packet) byDevice() bool {
+	return p.Hook == HookFromWorkload || p.Hook == HookToWorkload || p.Hook == HookEgressDevice && p.Interface != 0
+}
+
+// fromKernel: no socket, and no device to know a workload by.
+func (p *Packet) fromKernel() bool { return len(p.Socket.Cgroups) == 0 && !p.byDevice() }
 
 // bind allows an overlay address only to the workload that owns it.
 func (j *judge) bind(overlay bool) Decision {
@@ -220,6 +356,14 @@ func (j *judge) ownEnd() flow.Reason {
 		case !j.dst.Local || j.dst.Number != j.owner:
 			return flow.WrongReceiver
 		}
+	case HookFromWorkload:
+		if !j.src.Local || j.src.Number != j.owner {
+			return flow.SpoofedSource
+		}
+	case HookToWorkload:
+		if !j.dst.Local || j.dst.Number != j.owner {
+			return flow.WrongReceiver
+		}
 	case HookIngressDevice:
 		switch {
 		case j.src.Local || !j.v.InOverlay(j.p.Tuple.Src.Addr()):
@@ -229,7 +373,7 @@ func (j *judge) ownEnd() flow.Reason {
 		}
 	default: // egress hooks
 		switch {
-		case len(j.p.Socket.Cgroups) == 0: // the kernel itself; step 10 lets it only reply
+		case j.p.fromKernel(): // step 10 lets it only reply
 			if !j.src.Local {
 				return flow.SpoofedSource
 			}
@@ -261,7 +405,7 @@ func (j *judge) connectSource() flow.Reason {
 
 func (j *judge) peer() flow.Reason {
 	peer := j.dst
-	if j.p.Hook == HookIngressSocket || j.p.Hook == HookIngressDevice {
+	if j.arrives() {
 		peer = j.src
 	}
 	switch {
@@ -273,6 +417,11 @@ func (j *judge) peer() flow.Reason {
 		return flow.Expired
 	}
 	return flow.ReasonNone
+}
+
+// arrives: the packet is on its way to this end of the flow.
+func (j *judge) arrives() bool {
+	return j.p.Hook == HookIngressDevice || j.p.Hook == HookIngressSocket || j.p.Hook == HookToWorkload
 }
 
 // call judges a connect or sendmsg early, so that the process learns at once; nothing is tracked for it. A datagram that
@@ -293,8 +442,7 @@ func (j *judge) call() Decision {
 // from the very host that the quoted packet was sent to.
 func (j *judge) quoted() Decision {
 	q := *j.p.Quoted
-	arrives := j.p.Hook == HookIngressDevice || j.p.Hook == HookIngressSocket
-	if q.Src.Addr() != j.p.Tuple.Dst.Addr() || arrives && q.Dst.Addr() != j.p.Tuple.Src.Addr() {
+	if q.Src.Addr() != j.p.Tuple.Dst.Addr() || j.arrives() && q.Dst.Addr() != j.p.Tuple.Src.Addr() {
 		return j.deny(flow.CTInvalid)
 	}
 	key, _ := q.Canonical()
@@ -321,15 +469,18 @@ func (j *judge) tracked() Decision {
 		}
 		// 9. Tracked.
 		if c.Generation == j.v.Generation && !c.expired(j.now) {
+			j.first()
 			return j.allow(c.Rule)
 		}
 		d := j.policy(c.Orig, j.v.Addresses[c.Orig.Src.Addr()], j.v.Addresses[c.Orig.Dst.Addr()])
-		if d.Verdict != flow.Allow {
+		if d.Verdict == flow.Deny {
 			delete(j.t.Conns, key)
 			return j.deny(d.Reason).withRule(d.Rule)
 		}
-		j.track(key, c.Orig, d.Rule)
-		return j.allow(d.Rule)
+		j.track(key, c.Orig, d.under)
+		j.first()
+		d.Src, d.Dst = j.src.Number, j.dst.Number
+		return d
 	}
 	// 10. Untracked.
 	if !j.opens() {
@@ -340,25 +491,54 @@ func (j *judge) tracked() Decision {
 	}
 	// 11. Policy.
 	d := j.policy(j.p.Tuple, j.src, j.dst)
-	if d.Verdict != flow.Allow {
+	if d.Verdict == flow.Deny {
 		return d
 	}
 	// 12. Track.
-	if j.t.Max > 0 && len(j.t.Conns) >= j.t.Max {
+	if j.full() {
 		return j.deny(flow.CTFull)
 	}
-	j.track(key, j.p.Tuple, d.Rule)
+	j.track(key, j.p.Tuple, d.under)
+	j.first()
 	return d
+}
+
+// first remembers what the first fragment of a datagram says of the others.
+func (j *judge) first() {
+	if j.p.Part != FirstFragment {
+		return
+	}
+	if j.t.Fragments == nil {
+		j.t.Fragments = map[FragmentKey]Fragment{}
+	}
+	j.t.Fragments[j.fragment()] = Fragment{Tuple: j.p.Tuple, Until: j.now.Add(fragmentLife)}
+}
+
+// full: there is no room for one more, in the table of this IP version or in the sender's quota.
+func (j *judge) full() bool {
+	family, opened := 0, 0
+	for _, c := range j.t.Conns {
+		if c.Orig.Src.Addr().Is4() == j.p.Tuple.Src.Addr().Is4() {
+			family++
+		}
+		if j.v.Addresses[c.Orig.Src.Addr()].Number == j.src.Number {
+			opened++
+		}
+	}
+	return j.t.Max > 0 && family >= j.t.Max || j.t.Quota > 0 && opened >= j.t.Quota
 }
 
 // opens reports whether the packet may open a connection here. Sockets receive, and loopback carries, only what an
 // earlier hook of this host has tracked; the kernel itself only replies.
 func (j *judge) opens() bool {
+	if j.p.Part == LaterFragment {
+		return false
+	}
 	switch j.p.Hook {
-	case HookIngressSocket, HookLoopback:
+	case HookIngressSocket, HookLoopback, HookToWorkload:
 		return false
 	case HookEgressSocket, HookEgressDevice:
-		if len(j.p.Socket.Cgroups) == 0 {
+		if j.p.fromKernel() {
 			return false
 		}
 	}
@@ -374,56 +554,19 @@ func (j *judge) opens() bool {
 // policy is step 11 for the tuple of a flow's first packet: in the source's ruleset when the source is here, and in
 // the destination's when that is here.
 func (j *judge) policy(t flow.Tuple, src, dst Address) Decision {
-	d := Decision{Src: src.Number, Dst: dst.Number, Reason: flow.NoRule}
+	var a Answer
+	a.Reason = flow.NoRule
 	if src.Local {
-		d = d.with(j.v.Lookup(src.Number, dst.Number, Egress, t, j.now))
-		if d.Verdict != flow.Allow {
-			return d
+		a = j.v.Lookup(src.Number, dst.Number, Egress, t, j.now)
+	}
+	if dst.Local && (a.Verdict != flow.Deny || !src.Local) {
+		in := j.v.Lookup(dst.Number, src.Number, Ingress, t, j.now)
+		if a.Verdict == flow.Audit && in.Verdict != flow.Deny {
+			in.Verdict, in.Reason, in.Rule = a.Verdict, a.Reason, a.Rule // the first would-be denial is the one on record
 		}
+		a = in
 	}
-	if dst.Local {
-		d = d.with(j.v.Lookup(dst.Number, src.Number, Ingress, t, j.now))
-	}
-	return d
-}
-
-// Lookup asks one workload's ruleset about a flow: every probe is made, deny counts before allow, and among those the
-// most specific wins. An allow outside its time window gives EXPIRED.
-func (v *View) Lookup(own, peer identity.Number, dir Direction, t flow.Tuple, now time.Time) (flow.Verdict, flow.Reason, uint32) {
-	rs := v.Rulesets[own]
-	proto, port := t.Proto.Policy(), t.Dst.Port()
-	if proto == flow.ICMP {
-		port = 0
-	}
-	probes := [...]Key{
-		{Peer: peer, Dir: dir, Proto: proto, Port: port},
-		{Peer: peer, Dir: dir, Proto: proto},
-		{Peer: peer, Dir: dir},
-	}
-	var allow, stale Slot
-	for _, k := range probes {
-		val := rs[k]
-		if val.Deny.Active(now) {
-			return flow.Deny, flow.PolicyDeny, val.Deny.Rule
-		}
-		if !allow.Present() && val.Allow.Active(now) {
-			allow = val.Allow
-		} else if !stale.Present() && val.Allow.Present() {
-			stale = val.Allow
-		}
-	}
-	switch {
-	case allow.Present():
-		return flow.Allow, flow.PolicyAllow, allow.Rule
-	case stale.Present():
-		return flow.Deny, flow.Expired, stale.Rule
-	}
-	return flow.Deny, flow.NoRule, 0
-}
-
-func (d Decision) with(v flow.Verdict, r flow.Reason, rule uint32) Decision {
-	d.Verdict, d.Reason, d.Rule = v, r, rule
-	return d
+	return Decision{Verdict: a.Verdict, Reason: a.Reason, Rule: a.Rule, Src: src.Number, Dst: dst.Number, under: a.Under}
 }
 
 func (d Decision) withRule(rule uint32) Decision {
@@ -434,7 +577,7 @@ func (d Decision) withRule(rule uint32) Decision {
 func (j *judge) deny(r flow.Reason) Decision {
 	src, dst := j.src.Number, j.dst.Number
 	if j.owner != identity.NumberUnknown {
-		if j.p.Hook == HookIngressSocket {
+		if j.p.Hook == HookIngressSocket || j.p.Hook == HookToWorkload {
 			dst = j.owner
 		} else if j.p.Hook != HookIngressDevice {
 			src = j.owner
@@ -445,48 +588,4 @@ func (j *judge) deny(r flow.Reason) Decision {
 
 func (j *judge) allow(rule uint32) Decision {
 	return Decision{Verdict: flow.Allow, Reason: flow.PolicyAllow, Rule: rule, Src: j.src.Number, Dst: j.dst.Number}
-}
-
-func (j *judge) track(key, orig flow.Tuple, rule uint32) {
-	j.t.Conns[key] = Conn{Orig: orig, Rule: rule, Generation: j.v.Generation, Expires: j.until(orig)}
-}
-
-// until is when a connection must be judged again: the earliest end of the rule, the peers' Bindings and, in mode
-// deny-all, the lease.
-func (j *judge) until(orig flow.Tuple) time.Time {
-	var ends []time.Time
-	for _, a := range []netip.Addr{orig.Src.Addr(), orig.Dst.Addr()} {
-		ends = append(ends, j.v.Addresses[a].NotAfter)
-	}
-	if j.v.Lease.Mode == LeaseDenyAll {
-		ends = append(ends, j.v.Lease.Ends)
-	}
-	src, dst := j.v.Addresses[orig.Src.Addr()], j.v.Addresses[orig.Dst.Addr()]
-	if src.Local {
-		ends = append(ends, j.v.windowEnd(src.Number, dst.Number, Egress, orig)...)
-	}
-	if dst.Local {
-		ends = append(ends, j.v.windowEnd(dst.Number, src.Number, Ingress, orig)...)
-	}
-	var first time.Time
-	for _, e := range ends {
-		if !e.IsZero() && e.After(j.now) && (first.IsZero() || e.Before(first)) {
-			first = e
-		}
-	}
-	return first
-}
-
-// windowEnd lists every instant at which the ruleset's answer for the flow may change.
-func (v *View) windowEnd(own, peer identity.Number, dir Direction, t flow.Tuple) []time.Time {
-	proto, port := t.Proto.Policy(), t.Dst.Port()
-	if proto == flow.ICMP {
-		port = 0
-	}
-	var out []time.Time
-	for _, k := range [...]Key{{Peer: peer, Dir: dir, Proto: proto, Port: port}, {Peer: peer, Dir: dir, Proto: proto}, {Peer: peer, Dir: dir}} {
-		val := v.Rulesets[own][k]
-		out = append(out, val.Allow.NotBefore, val.Allow.NotAfter, val.Deny.NotBefore, val.Deny.NotAfter)
-	}
-	return out
 }

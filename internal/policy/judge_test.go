@@ -44,7 +44,7 @@ func TestTableIsComplete(t *testing.T) {
 			t.Errorf("no case gives %v", r.Code)
 		}
 	}
-	for h := policy.HookConnect; h <= policy.HookLoopback; h++ {
+	for h := policy.HookConnect; h <= policy.HookToWorkload; h++ {
 		if !hooks[h] {
 			t.Errorf("no case is at hook %d", h)
 		}

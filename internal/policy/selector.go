@@ -6,6 +6,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // ErrSelector is wrapped by every refusal of a selector.
@@ -14,7 +16,7 @@ var ErrSelector = errors.New("invalid selector")
 // SelectorKind names what a selector looks at.
 type SelectorKind string
 
-// The selector kinds that this version can match, and those that are known and refused by name.
+// The selector kinds that a workload may name, and those that are known and refused by name.
 const (
 	SelectCgroup    SelectorKind = "cgroup"    // a path below the agent's cgroup root: that cgroup or any below it
 	SelectUnit      SelectorKind = "unit"      // a systemd unit: /system.slice/NAME, owned by root
@@ -23,8 +25,14 @@ const (
 	SelectGID       SelectorKind = "gid"       // later
 	SelectPath      SelectorKind = "path"      // later
 	SelectSHA256    SelectorKind = "sha256"    // later
-	SelectContainer SelectorKind = "container" // later
-	SelectInterface SelectorKind = "interface" // later
+	SelectContainer SelectorKind = "container" // KEY=VALUE: a label that the container runtime reports
+	SelectInterface SelectorKind = "interface" // a network device of the host: what arrives from it and leaves by it
+)
+
+// Limits of a selector's value, in bytes.
+const (
+	maxInterface = 15 // the kernel's IFNAMSIZ, less the byte that ends a name
+	maxLabel     = 512
 )
 
 // ErrNotBuilt is wrapped where a name of the contract is known and not built yet.
@@ -58,12 +66,54 @@ func ParseSelector(s string) (Selector, error) {
 		if err != nil || uint32(n) == AnyUID || strconv.FormatUint(n, 10) != value {
 			return Selector{}, fmt.Errorf("%w %q: expected uid:NUMBER", ErrSelector, s)
 		}
-	case SelectUser, SelectGID, SelectPath, SelectSHA256, SelectContainer, SelectInterface:
+	case SelectContainer:
+		if !validLabel(value) {
+			return Selector{}, fmt.Errorf("%w %q: expected container:KEY=VALUE, at most %d letters, none of them a control character", ErrSelector, s, maxLabel)
+		}
+	case SelectInterface:
+		if !validInterface(value) {
+			return Selector{}, fmt.Errorf("%w %q: expected interface:NAME, the name of a network device of the host, 1 to %d letters; loopback is none, every process has it",
+				ErrSelector, s, maxInterface)
+		}
+	case SelectUser, SelectGID, SelectPath, SelectSHA256:
 		return Selector{}, fmt.Errorf("%w %q: selector kind %q is %w", ErrSelector, s, kind, ErrNotBuilt)
 	default:
-		return Selector{}, fmt.Errorf("%w %q: unknown kind %q; expected unit, cgroup or uid", ErrSelector, s, kind)
+		return Selector{}, fmt.Errorf("%w %q: unknown kind %q; expected unit, cgroup, uid, container or interface", ErrSelector, s, kind)
 	}
 	return sel, nil
+}
+
+// validLabel splits at the first sign =, as container runtimes do; both sides say something.
+func validLabel(s string) bool {
+	key, value, ok := strings.Cut(s, "=")
+	return ok && key != "" && value != "" && len(s) <= maxLabel && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// validInterface keeps the kernel's rule for names of network devices (dev_valid_name), in ASCII.
+func validInterface(s string) bool {
+	if len(s) > maxInterface || s == "." || s == ".." || s == "lo" {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f || s[i] == '/' || s[i] == ':' || s[i] == '%' {
+			return false
+		}
+	}
+	return true
+}
+
+// CheckSelectors refuses a workload's selectors that cannot stand together: none at all, and a network device beside
+// anything else. What arrives from a device comes out of another network namespace, whose sockets this host cannot see.
+func CheckSelectors(list []Selector) error {
+	if len(list) == 0 {
+		return fmt.Errorf("%w: there is none", ErrSelector)
+	}
+	for _, s := range list {
+		if s.Kind == SelectInterface && len(list) > 1 {
+			return fmt.Errorf("%w %q: a network device cannot be combined with other selectors", ErrSelector, s.String())
+		}
+	}
+	return nil
 }
 
 // String is the form that ParseSelector reads.

@@ -79,7 +79,7 @@ func TestDecodeStrictRefuses(t *testing.T) {
 		"trust_domain:":               `c.yaml:1:15: this is nothing: expected a value for trust_domain; remove the key to keep its default`,
 		"debug: \"true\"":             `c.yaml:1:8: "true" is a text: expected true or false for debug; true and false are written without quotes`,
 		"debug: on":                   `c.yaml:1:8: "on" is a text: expected true or false for debug; true and false are written without quotes`,
-		"service: tcp/0":              `c.yaml:1:10: "tcp/0" is not valid: invalid service "tcp/0": expected tcp/PORT, tcp/FIRST-LAST, udp/PORT, icmp or any, with ports 1 to 65535`,
+		"service: tcp/0":              `c.yaml:1:10: "tcp/0" is not valid: invalid service "tcp/0": expected tcp/PORT, tcp/FIRST-LAST, udp/PORT, sctp/PORT, icmp or any, with ports 1 to 65535`,
 		"sampled: {a: .nan}":          `c.yaml:1:14: ".nan" is not valid: expected a number for a that fits`,
 		"coordinator: {}":             `c.yaml:1:14: this is a mapping: expected a list for coordinator`,
 		"listen: x":                   `c.yaml:1:9: "x" is a text: expected a mapping with the keys of listen`,

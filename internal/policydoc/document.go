@@ -11,20 +11,30 @@ import (
 // Document is one policy: zones, workloads, rules and tests, in the order of the source. A Document that exists is
 // consistent: names are unique, and everything that is named is declared.
 type Document struct {
-	Zones     []identity.Zone
+	Zones     []Zone
 	Workloads []Workload
 	Rules     []Rule
 	Tests     []Test
 }
 
+// Zone declares a group of workloads.
+type Zone struct {
+	Name identity.Zone
+	// Confined is internet: deny: its workloads reach nothing outside the overlay and loopback.
+	Confined bool
+	At       Position
+}
+
 // Workload declares who a process is and on which nodes it may run.
 type Workload struct {
 	ID        identity.ID
-	Selectors []policy.Selector // at least one; all must hold
+	Selectors []policy.Selector // at least one; all must hold (policy.CheckSelectors)
 	Nodes     []string          // globs over node names (path.Match without slashes); at least one
 	Labels    map[string]string
 	Serves    []policy.Service // never grants; a rule outside it warns
-	At        Position
+	// OverlayOnly is listen: overlay: what is addressed to neither its overlay addresses nor loopback opens nothing.
+	OverlayOnly bool
+	At          Position
 }
 
 // Rule is what a person wrote: it allows or denies, from and to patterns of identities.
@@ -34,7 +44,10 @@ type Rule struct {
 	Action   policy.Action
 	Services []policy.Service
 	Expires  time.Time // zero: never
-	At       Position
+	// Audit is mode: audit. A deny rule denies nothing, and what it would have denied is recorded; an allow rule's
+	// conditions withhold nothing, and what they would have withheld is recorded.
+	Audit bool
+	At    Position
 }
 
 // Pattern selects identities: exactly one of its fields is set.

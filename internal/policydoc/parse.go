@@ -15,8 +15,6 @@ const (
 	MaxWorkloads = 10_000
 	MaxRules     = 100_000
 	MaxTests     = 10_000
-	// MaxRangePorts bounds one port range of a rule: the kernel's entries are exact, one for each port.
-	MaxRangePorts = 1_024
 
 	maxSelectors = 16    // of one workload
 	maxGlobs     = 1_000 // of one workload

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,6 +153,44 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestTraits: mode, internet, listen, sctp, wide ranges and the selectors of containers and network devices.
+func TestTraits(t *testing.T) {
+	data, err := os.ReadFile("testdata/good/traits.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, warnings, err := parseText(t, string(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if z := doc.Zones; z[0].Confined || !z[1].Confined || z[1].Name.String() != "data" || z[1].At != (Position{"p.yaml", 3, 6}) {
+		t.Errorf("zones %+v", z)
+	}
+	if w := doc.Workloads; w[0].OverlayOnly || !w[3].OverlayOnly || w[4].OverlayOnly || w[0].Selectors[0].Kind != policy.SelectContainer ||
+		w[0].Selectors[0].Value != "com.docker.compose.service=web" || w[1].Selectors[0] != (policy.Selector{Kind: policy.SelectInterface, Value: "tap0"}) {
+		t.Errorf("workloads %+v", w)
+	}
+	var audit []bool
+	for _, r := range doc.Rules {
+		audit = append(audit, r.Audit)
+	}
+	if !slices.Equal(audit, []bool{false, true, true, true}) || doc.Rules[3].Action != policy.ActionDeny ||
+		doc.Rules[0].Services[0] != (policy.Service{Proto: flow.SCTP, First: 1, Last: 65535}) || doc.Rules[1].Services[0] != (policy.Service{Proto: flow.SCTP}) {
+		t.Errorf("rules %+v", doc.Rules)
+	}
+	var got []string
+	for _, w := range warnings {
+		got = append(got, w.String())
+	}
+	want := []string{
+		"p.yaml:13:6: warning: rule idle is in mode audit and has no condition that could withhold anything, so the mode changes nothing",
+		"p.yaml:7:6: warning: workloads app/vm and app/vm2 have the same selectors on the same nodes: what arrives from the device gets neither identity",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // TestDirectory: what one file declares, another may use, and errors name the right one.
 func TestDirectory(t *testing.T) {
 	files := []File{
@@ -267,14 +306,14 @@ func checkConsistent(t *testing.T, d *Document) {
 	t.Helper()
 	zones := map[identity.Zone]bool{}
 	for _, z := range d.Zones {
-		if z.IsZero() || z == identity.ReservedZone || zones[z] {
-			t.Fatalf("zone %q", z)
+		if z.Name.IsZero() || z.Name == identity.ReservedZone || zones[z.Name] || z.At.Line == 0 {
+			t.Fatalf("zone %+v", z)
 		}
-		zones[z] = true
+		zones[z.Name] = true
 	}
 	ids := map[identity.ID]bool{}
 	for _, w := range d.Workloads {
-		if w.ID.IsZero() || ids[w.ID] || !zones[w.ID.Zone()] || len(w.Selectors) == 0 || len(w.Nodes) == 0 || w.At.Line == 0 {
+		if w.ID.IsZero() || ids[w.ID] || !zones[w.ID.Zone()] || policy.CheckSelectors(w.Selectors) != nil || len(w.Nodes) == 0 || w.At.Line == 0 {
 			t.Fatalf("workload %+v", w)
 		}
 		ids[w.ID] = true

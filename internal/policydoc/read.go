@@ -17,25 +17,21 @@ import (
 const (
 	wantZone     = "a zone's name: a-z 0-9 and -, at most 63 letters"
 	wantWorkload = "zone/workload"
-	wantService  = "tcp/PORT, tcp/FIRST-LAST, udp/PORT, icmp or any, with ports 1 to 65535"
+	wantService  = "tcp/PORT, tcp/FIRST-LAST, udp/PORT, sctp/PORT, icmp or any, with ports 1 to 65535"
+	wantSelector = "unit:NAME.service, cgroup:/PATH, uid:NUMBER, container:KEY=VALUE or interface:NAME"
 )
 
 func zoneKeys() keys { return keys{what: "a zone", known: []string{"name", "internet"}} }
 
 func (r *reader) zone(n *node) {
 	var name *node
+	zone := Zone{At: n.at}
 	ok := r.object(n, zoneKeys(), func(key string, v *node) {
 		if key == "name" {
 			name = v
 			return
 		}
-		switch s, _ := r.text(v, "allow or deny"); s {
-		case "", "allow":
-		case "deny":
-			r.later(v, "internet: deny", "remove it; workloads of the zone reach what the host reaches")
-		default:
-			r.bad(v, "is not a choice of internet", "allow or deny", "")
-		}
+		zone.Confined = r.choice(v, "internet", "allow", "deny")
 	})
 	if !ok {
 		return
@@ -58,8 +54,19 @@ func (r *reader) zone(n *node) {
 		r.bad(name, "is a duplicate zone", "each zone once", earlier(first))
 	default:
 		r.zones[z] = name.at
-		r.doc.Zones = append(r.doc.Zones, z)
+		zone.Name = z
+		r.doc.Zones = append(r.doc.Zones, zone)
 	}
+}
+
+// choice reads one of two words, and reports whether it is the second; the first is the default.
+func (r *reader) choice(n *node, key, first, second string) bool {
+	want := first + " or " + second
+	s, ok := r.text(n, want)
+	if ok && s != first && s != second {
+		r.bad(n, "is not a choice of "+key, want, "")
+	}
+	return ok && s == second
 }
 
 func workloadKeys() keys {
@@ -83,9 +90,9 @@ func (r *reader) workload(n *node) {
 		case "labels":
 			w.Labels = r.labels(v)
 		case "serves":
-			w.Serves = r.services(v, false)
+			w.Serves = r.services(v)
 		case "listen":
-			r.listen(v)
+			w.OverlayOnly = r.choice(v, "listen", "any", "overlay")
 		}
 	})
 	if !ok {
@@ -136,18 +143,9 @@ func (r *reader) workloadID(n *node) (identity.ID, bool) {
 	return identity.ID{}, false
 }
 
-func (r *reader) listen(n *node) {
-	switch s, _ := r.text(n, "any"); s {
-	case "", "any":
-	case "overlay":
-		r.later(n, "listen: overlay", "remove it, and let the service listen at its overlay address alone")
-	default:
-		r.bad(n, "is not a choice of listen", "any", "")
-	}
-}
-
 func (r *reader) selectors(n *node) []policy.Selector {
 	var out []policy.Selector
+	var device *node
 	for _, item := range r.filled(n, "selectors", maxSelectors) {
 		s, ok := r.text(item, "kind:value")
 		if !ok {
@@ -156,14 +154,21 @@ func (r *reader) selectors(n *node) []policy.Selector {
 		sel, err := policy.ParseSelector(s)
 		switch {
 		case errors.Is(err, policy.ErrNotBuilt):
-			r.later(item, "the selector "+quote(s), "use unit:, cgroup: or uid:")
+			r.later(item, "the selector "+quote(s), "use unit:, cgroup:, uid:, container: or interface:")
 		case err != nil:
-			r.bad(item, "is not a selector", "unit:NAME.service, cgroup:/PATH or uid:NUMBER", "")
+			r.bad(item, "is not a selector", wantSelector, "")
 		case slices.Contains(out, sel):
 			r.bad(item, "is a duplicate selector", "each selector once", "")
 		default:
 			out = append(out, sel)
+			if sel.Kind == policy.SelectInterface {
+				device = item
+			}
 		}
+	}
+	if device != nil && policy.CheckSelectors(out) != nil {
+		r.bad(device, "stands beside other selectors", "a network device alone",
+			"the processes behind it are in a network namespace of their own, where this host cannot tell them apart")
 	}
 	return out
 }
@@ -231,20 +236,12 @@ func (r *reader) labels(n *node) map[string]string {
 	return out
 }
 
-// services reads a list; in rules, ranges are bounded.
-func (r *reader) services(n *node, rule bool) []policy.Service {
+func (r *reader) services(n *node) []policy.Service {
 	var out []policy.Service
 	for _, item := range r.filled(n, "services", maxServices) {
-		svc, ok := r.service(item)
-		if !ok {
-			continue
+		if svc, ok := r.service(item); ok {
+			out = append(out, svc)
 		}
-		if ports := int(svc.Last) - int(svc.First) + 1; rule && ports > MaxRangePorts {
-			r.later(item, fmt.Sprintf("the range %s has %d ports, and one wider than %d", quote(item.text), ports, MaxRangePorts),
-				fmt.Sprintf("write %v for every port, or split the range", svc.Proto))
-			continue
-		}
-		out = append(out, svc)
 	}
 	return out
 }
@@ -282,14 +279,14 @@ func (r *reader) rule(n *node) {
 			rule.To = r.patterns(v, key)
 		case "allow":
 			rule.Action = policy.ActionAllow
-			rule.Services = r.services(v, true)
+			rule.Services = r.services(v)
 		case "deny":
 			rule.Action = policy.ActionDeny
-			rule.Services = r.services(v, true)
+			rule.Services = r.services(v)
 		case "expires":
 			rule.Expires = r.instant(v)
 		case "mode":
-			r.mode(v)
+			rule.Audit = r.choice(v, "mode", "enforce", "audit")
 		}
 	})
 	if !ok {
@@ -332,16 +329,6 @@ func (r *reader) ruleID(n *node) (string, bool) {
 	}
 	r.rules[s] = n.at
 	return s, true
-}
-
-func (r *reader) mode(n *node) {
-	switch s, _ := r.text(n, "enforce"); s {
-	case "", "enforce":
-	case "audit":
-		r.later(n, "mode: audit", "remove it or the rule; what no rule allows is recorded anyway")
-	default:
-		r.bad(n, "is not a choice of mode", "enforce", "")
-	}
 }
 
 // latestExpiry keeps every instant of the kernel's clock, which counts nanoseconds in 64 bits, in range.

@@ -67,6 +67,9 @@ func (w *warner) matches(p Pattern) []int {
 }
 
 func (w *warner) rule(rule *Rule) {
+	if rule.Audit && rule.Action == policy.ActionAllow && rule.Expires.IsZero() {
+		w.add(rule.At, "rule %s is in mode audit and has no condition that could withhold anything, so the mode changes nothing", rule.ID)
+	}
 	for _, side := range [...]struct {
 		name string
 		list []Pattern
@@ -136,8 +139,11 @@ func (w *warner) twin(i int) {
 	for _, j := range w.twins[key] {
 		other := &w.doc.Workloads[j]
 		if slices.ContainsFunc(wl.Nodes, func(g string) bool { return slices.Contains(other.Nodes, g) }) {
-			w.add(wl.At, "workloads %s and %s have the same selectors on the same nodes: a process that matches both gets neither identity",
-				other.ID.Short(), wl.ID.Short())
+			who := "a process that matches both"
+			if wl.Selectors[0].Kind == policy.SelectInterface {
+				who = "what arrives from the device"
+			}
+			w.add(wl.At, "workloads %s and %s have the same selectors on the same nodes: %s gets neither identity", other.ID.Short(), wl.ID.Short(), who)
 			break
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,23 +88,34 @@ func (w *world) self(t testing.TB, status string) mesh.Self {
 		Overlay4: netip.MustParsePrefix("198.18.0.0/15"), Overlay6: netip.MustParsePrefix("fd00:5e77::/48")}
 }
 
+func selector(t testing.TB, text string) policy.Selector {
+	t.Helper()
+	s, err := policy.ParseSelector(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // sections is a small but complete snapshot for node api-1.
 func (w *world) sections(t testing.TB) []codec.Section {
 	t.Helper()
 	api := w.id(t, "app/api-server")
-	sel, err := policy.ParseSelector("unit:api.service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	sel, device := selector(t, "unit:api.service"), selector(t, "interface:tap0")
 	return []codec.Section{
 		codec.EncodeBinding(w.binding(t), w.sign),
 		codec.EncodeNames(map[identity.Number]identity.ID{300: api, 301: w.id(t, "data/postgres")}, map[uint32]string{4: "api-to-postgres"}),
 		codec.EncodeRevoked(map[netip.Addr]identity.Number{netip.MustParseAddr("198.18.0.77"): 310}),
 		codec.EncodeRuleset(300, policy.Ruleset{
-			{Peer: 301, Proto: flow.TCP, Port: 5432}: {Allow: policy.Slot{Rule: 4, NotAfter: w.now.Add(time.Hour)}},
+			{Peer: 301, Proto: flow.TCP, Port: 5432}:                               {Allow: policy.Slot{Rule: 4, NotAfter: w.now.Add(time.Hour), Audit: true}},
+			{Peer: 301, Proto: flow.TCP, Port: 1024, Bits: 6, Dir: policy.Ingress}: {Allow: policy.Slot{Rule: 4}, Audit: policy.Slot{Rule: 5, NotBefore: w.now}},
+			{Peer: 301, Proto: flow.SCTP, Bits: 1}:                                 {Deny: policy.Slot{Rule: 6}},
 		}),
 		codec.EncodeSelf(w.self(t, "active")),
-		codec.EncodeWorkloads([]mesh.Workload{{ID: api, Number: 300, Addresses: addrs(5), Selectors: []policy.Selector{sel}}}),
+		codec.EncodeWorkloads([]mesh.Workload{
+			{ID: api, Number: 300, Addresses: addrs(5), Selectors: []policy.Selector{sel}, Traits: policy.Traits{OverlayOnly: true}},
+			{ID: w.id(t, "data/guest"), Number: 302, Addresses: addrs(6), Selectors: []policy.Selector{device}, Traits: policy.Traits{Confined: true}},
+		}),
 	}
 }
 
@@ -135,8 +148,18 @@ func TestApplyGivesBackWhatWasEncoded(t *testing.T) {
 		t.Errorf("bindings = %+v", s.Bindings)
 	}
 	slot := s.Rulesets[300][policy.Key{Peer: 301, Proto: flow.TCP, Port: 5432}].Allow
-	if slot.Rule != 4 || !slot.NotAfter.Equal(w.now.Add(time.Hour)) || !slot.NotBefore.IsZero() {
+	if slot.Rule != 4 || !slot.NotAfter.Equal(w.now.Add(time.Hour)) || !slot.NotBefore.IsZero() || !slot.Audit {
 		t.Errorf("slot = %+v", slot)
+	}
+	ranged := s.Rulesets[300][policy.Key{Peer: 301, Proto: flow.TCP, Port: 1024, Bits: 6, Dir: policy.Ingress}]
+	if ranged.Allow != (policy.Slot{Rule: 4}) || ranged.Audit.Rule != 5 || !ranged.Audit.NotBefore.Equal(w.now) || ranged.Deny.Present() {
+		t.Errorf("range = %+v", ranged)
+	}
+	if len(s.Rulesets[300]) != 3 || s.Rulesets[300][policy.Key{Peer: 301, Proto: flow.SCTP, Bits: 1}].Deny.Rule != 6 {
+		t.Errorf("ruleset = %+v", s.Rulesets[300])
+	}
+	if s.Workloads[0].Traits != (policy.Traits{OverlayOnly: true}) || s.Workloads[1].Traits != (policy.Traits{Confined: true}) || s.Workloads[1].Selectors[0].Value != "tap0" {
+		t.Errorf("workloads = %+v", s.Workloads)
 	}
 	if s.Self.Node != "api-1" || s.Workloads[0].Selectors[0].String() != "unit:api.service" || s.Rules[4] != "api-to-postgres" {
 		t.Errorf("snapshot = %+v", s)
@@ -160,6 +183,28 @@ func TestDeltaCarriesOnlyWhatChanged(t *testing.T) {
 	gone, err := codec.Apply(next, w.update(7, all[1:]), w.trust("api-1"))
 	if err != nil || len(gone.Snapshot.Bindings) != 0 {
 		t.Errorf("a section that the manifest leaves out stayed: %v %v", gone, err)
+	}
+}
+
+// TestUnchangedRulesetsAreShared: what was made of one can be kept.
+func TestUnchangedRulesetsAreShared(t *testing.T) {
+	w := newWorld(t)
+	held, all := w.held(t), w.sections(t)
+	same := func(a, b *codec.Held) bool {
+		return reflect.ValueOf(a.Snapshot.Rulesets[300]).Pointer() == reflect.ValueOf(b.Snapshot.Rulesets[300]).Pointer()
+	}
+	next, err := codec.Apply(held, w.update(6, all, all...), w.trust("api-1"))
+	if err != nil || !same(held, next) {
+		t.Errorf("an unchanged ruleset was made anew: %v", err)
+	}
+	all[3] = codec.EncodeRuleset(300, policy.Ruleset{{Peer: 301}: {Deny: policy.Slot{Rule: 9}}})
+	last, err := codec.Apply(next, w.update(7, all, all[3]), w.trust("api-1"))
+	if err != nil || same(next, last) || len(last.Snapshot.Rulesets[300]) != 1 {
+		t.Errorf("a changed ruleset was kept: %v", err)
+	}
+	gone, err := codec.Apply(last, w.update(8, append(append([]codec.Section{}, all[:3]...), all[4:]...)), w.trust("api-1"))
+	if err != nil || len(gone.Snapshot.Rulesets) != 0 {
+		t.Errorf("a ruleset that the manifest leaves out stayed: %v", err)
 	}
 }
 
@@ -336,8 +381,11 @@ func FuzzSections(f *testing.F) {
 			return
 		}
 		for n := range h.Snapshot.Rulesets {
-			if n != h.Snapshot.Workloads[0].Number {
+			if !slices.ContainsFunc(h.Snapshot.Workloads, func(w mesh.Workload) bool { return w.Number == n }) {
 				t.Fatalf("ruleset of %v without a workload", n)
+			}
+			if err := h.Snapshot.Rulesets[n].Validate(); err != nil {
+				t.Fatalf("ruleset of %v: %v", n, err)
 			}
 		}
 		if _, err := codec.Load(h.Marshal(), trust); err != nil {

@@ -4,14 +4,12 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/signet-overlay/signet/internal/flow"
 	"github.com/signet-overlay/signet/internal/identity"
 	"github.com/signet-overlay/signet/internal/key"
 	"github.com/signet-overlay/signet/internal/mesh"
@@ -264,7 +262,7 @@ func decodeWorkloads(body []byte, td identity.TrustDomain) ([]mesh.Workload, err
 		if err != nil {
 			return nil, fmt.Errorf("workload %v: %w", id, err)
 		}
-		wl := mesh.Workload{ID: id, Number: n, Addresses: addrs}
+		wl := mesh.Workload{ID: id, Number: n, Addresses: addrs, Traits: policy.Traits{Confined: w.Confined, OverlayOnly: w.OverlayOnly}}
 		for _, s := range w.Selectors {
 			sel, err := policy.ParseSelector(s)
 			if err != nil {
@@ -272,64 +270,12 @@ func decodeWorkloads(body []byte, td identity.TrustDomain) ([]mesh.Workload, err
 			}
 			wl.Selectors = append(wl.Selectors, sel)
 		}
-		if len(wl.Selectors) == 0 {
-			return nil, malformed("workload %v has no selector", id)
+		if err := policy.CheckSelectors(wl.Selectors); err != nil {
+			return nil, malformed("workload %v: %v", id, err)
 		}
 		out = append(out, wl)
 	}
 	return out, nil
-}
-
-func decodeRuleset(body []byte) (identity.Number, policy.Ruleset, error) {
-	var m signetv1.Ruleset
-	if err := unmarshal("ruleset", body, &m); err != nil {
-		return 0, nil, err
-	}
-	n, err := number(m.Number)
-	if err != nil {
-		return 0, nil, err
-	}
-	if len(m.Entries) > policy.MaxEntries {
-		return 0, nil, malformed("ruleset of %v has %d entries", n, len(m.Entries))
-	}
-	rs := make(policy.Ruleset, len(m.Entries))
-	for _, e := range m.Entries {
-		k, v, err := decodeEntry(e)
-		if err != nil {
-			return 0, nil, fmt.Errorf("ruleset of %v: %w", n, err)
-		}
-		if _, twice := rs[k]; twice {
-			return 0, nil, malformed("ruleset of %v has peer %v twice", n, k.Peer)
-		}
-		rs[k] = v
-	}
-	return n, rs, nil
-}
-
-func decodeEntry(e *signetv1.Entry) (policy.Key, policy.Value, error) {
-	peer, err := number(e.Peer)
-	if err != nil {
-		return policy.Key{}, policy.Value{}, err
-	}
-	if e.Proto > math.MaxUint8 || e.Port > math.MaxUint16 || e.Proto == uint32(flow.AnyProto) && e.Port != 0 {
-		return policy.Key{}, policy.Value{}, malformed("entry for protocol %d, port %d", e.Proto, e.Port)
-	}
-	k := policy.Key{Peer: peer, Proto: flow.Proto(e.Proto), Port: uint16(e.Port)}
-	if e.Ingress {
-		k.Dir = policy.Ingress
-	}
-	v := policy.Value{Allow: decodeSlot(e.Allow), Deny: decodeSlot(e.Deny)}
-	if !v.Allow.Present() && !v.Deny.Present() {
-		return k, v, malformed("entry for peer %v has no rule", peer)
-	}
-	return k, v, nil
-}
-
-func decodeSlot(s *signetv1.Slot) policy.Slot {
-	if s == nil {
-		return policy.Slot{}
-	}
-	return policy.Slot{Rule: s.Rule, NotBefore: fromUnix(s.NotBeforeUnix), NotAfter: fromUnix(s.NotAfterUnix)}
 }
 
 func fromUnix(n int64) time.Time {

@@ -102,7 +102,8 @@ func EncodeSelf(s mesh.Self) Section {
 func EncodeWorkloads(ws []mesh.Workload) Section {
 	out := &signetv1.Workloads{}
 	for _, w := range slices.SortedFunc(slices.Values(ws), func(a, b mesh.Workload) int { return cmp.Compare(a.Number, b.Number) }) {
-		m := &signetv1.Workload{Id: w.ID.String(), Number: uint32(w.Number), Addresses: encodeAddrs(w.Addresses)}
+		m := &signetv1.Workload{Id: w.ID.String(), Number: uint32(w.Number), Addresses: encodeAddrs(w.Addresses),
+			Confined: w.Traits.Confined, OverlayOnly: w.Traits.OverlayOnly}
 		for _, sel := range w.Selectors {
 			m.Selectors = append(m.Selectors, sel.String())
 		}
@@ -118,18 +119,30 @@ func EncodeRuleset(n identity.Number, rs policy.Ruleset) Section {
 	for _, k := range keys {
 		v := rs[k]
 		out.Entries = append(out.Entries, &signetv1.Entry{
-			Peer: uint32(k.Peer), Proto: uint32(k.Proto), Port: uint32(k.Port), Ingress: k.Dir == policy.Ingress,
-			Allow: encodeSlot(v.Allow), Deny: encodeSlot(v.Deny),
+			Peer: uint32(k.Peer), Proto: uint32(k.Proto), Port: wirePort(k), PortBits: uint32(k.Bits), Ingress: k.Dir == policy.Ingress,
+			Allow: encodeSlot(v.Allow), Deny: encodeSlot(v.Deny), Audit: encodeSlot(v.Audit),
 		})
 	}
 	return section(RulesetSection(n), out)
+}
+
+// rangeMark is added to the port of a range. An agent that does not know port_bits would take the range for one port, and
+// one that begins at 0 for every port; this it refuses.
+const rangeMark = 1 << 16
+
+func wirePort(k policy.Key) uint32 {
+	if k.Bits > 0 {
+		return rangeMark | uint32(k.Port)
+	}
+	return uint32(k.Port)
 }
 
 // RulesetSection is the name of the section that holds the ruleset of a Number.
 func RulesetSection(n identity.Number) string { return prefixRuleset + n.String() }
 
 func compareKeys(a, b policy.Key) int {
-	return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Dir, b.Dir), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Dir, b.Dir), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port),
+		cmp.Compare(a.Bits, b.Bits))
 }
 
 // EncodeNames encodes what the numbers in rulesets and records stand for.
@@ -162,7 +175,7 @@ func encodeSlot(s policy.Slot) *signetv1.Slot {
 	if !s.Present() {
 		return nil
 	}
-	return &signetv1.Slot{Rule: s.Rule, NotBeforeUnix: unix(s.NotBefore), NotAfterUnix: unix(s.NotAfter)}
+	return &signetv1.Slot{Rule: s.Rule, NotBeforeUnix: unix(s.NotBefore), NotAfterUnix: unix(s.NotAfter), Audit: s.Audit}
 }
 
 // unix keeps the zero time as 0; no rule begins or ends in 1970.

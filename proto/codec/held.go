@@ -67,7 +67,7 @@ func Apply(held *Held, u *signetv1.Update, trust Trust) (*Held, error) {
 	if next.bodies, err = collect(held, u.Sections, m); err != nil {
 		return nil, err
 	}
-	if next.Snapshot, err = assemble(m, next.bodies, pub, trust); err != nil {
+	if next.Snapshot, err = assemble(m, next.bodies, held, pub, trust); err != nil {
 		return nil, err
 	}
 	return next, nil
@@ -113,13 +113,15 @@ func collect(held *Held, sent []*signetv1.Section, m mesh.Manifest) (map[string]
 
 // assembler parses sections into one snapshot.
 type assembler struct {
-	snap  mesh.Snapshot
-	pub   ed25519.PublicKey
-	trust Trust
+	snap mesh.Snapshot
+	// before holds the rulesets that were parsed from the same bytes already, by the name of their section.
+	before map[string]owned
+	pub    ed25519.PublicKey
+	trust  Trust
 }
 
-func assemble(m mesh.Manifest, bodies map[string][]byte, pub ed25519.PublicKey, trust Trust) (mesh.Snapshot, error) {
-	a := assembler{pub: pub, trust: trust, snap: mesh.Snapshot{Manifest: m,
+func assemble(m mesh.Manifest, bodies map[string][]byte, held *Held, pub ed25519.PublicKey, trust Trust) (mesh.Snapshot, error) {
+	a := assembler{pub: pub, trust: trust, before: unchanged(held, m), snap: mesh.Snapshot{Manifest: m,
 		Rulesets: map[identity.Number]policy.Ruleset{}, Rules: map[uint32]string{},
 		Names: map[identity.Number]identity.ID{}, Revoked: map[netip.Addr]identity.Number{}}}
 	for _, ref := range m.Sections {
@@ -137,6 +139,36 @@ func assemble(m mesh.Manifest, bodies map[string][]byte, pub ed25519.PublicKey, 
 		return cmp.Or(cmp.Compare(x.Number, y.Number), cmp.Compare(x.Node, y.Node))
 	})
 	return a.snap, nil
+}
+
+// owned is a ruleset with the workload that it belongs to.
+type owned struct {
+	number identity.Number
+	rules  policy.Ruleset
+}
+
+// unchanged finds the rulesets of held whose sections m names with the same hash. A snapshot shares them with the one
+// before it, so that whoever made something of one need not do it again.
+func unchanged(held *Held, m mesh.Manifest) map[string]owned {
+	if held == nil {
+		return nil
+	}
+	is := make(map[string]mesh.Hash, len(m.Sections))
+	for _, ref := range m.Sections {
+		is[ref.Name] = ref.Hash
+	}
+	out := make(map[string]owned, len(held.Snapshot.Rulesets))
+	for _, ref := range held.Sections() {
+		if hash, ok := is[ref.Name]; !ok || hash != ref.Hash {
+			delete(is, ref.Name)
+		}
+	}
+	for n, rs := range held.Snapshot.Rulesets {
+		if name := RulesetSection(n); is[name] != (mesh.Hash{}) {
+			out[name] = owned{n, rs}
+		}
+	}
+	return out
 }
 
 func (a *assembler) section(name string, body []byte) (err error) {
@@ -157,17 +189,25 @@ func (a *assembler) section(name string, body []byte) (err error) {
 		}
 		a.snap.Bindings = append(a.snap.Bindings, b)
 	case strings.HasPrefix(name, prefixRuleset):
-		var n identity.Number
-		var rs policy.Ruleset
-		if n, rs, err = decodeRuleset(body); err == nil && RulesetSection(n) != name {
-			err = malformed("holds the ruleset of %v", n)
-		}
-		a.snap.Rulesets[n] = rs
+		err = a.ruleset(name, body)
 	default:
 		// A newer coordinator may add sections; what this agent does not know it cannot make real, so it refuses
 		// instead of enforcing half of what was meant.
 		err = malformed("unknown to this version")
 	}
+	return err
+}
+
+func (a *assembler) ruleset(name string, body []byte) error {
+	if o, ok := a.before[name]; ok {
+		a.snap.Rulesets[o.number] = o.rules
+		return nil
+	}
+	n, rs, err := decodeRuleset(body)
+	if err == nil && RulesetSection(n) != name {
+		err = malformed("holds the ruleset of %v", n)
+	}
+	a.snap.Rulesets[n] = rs
 	return err
 }
 

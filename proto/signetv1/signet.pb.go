@@ -1262,6 +1262,8 @@ type Workload struct {
 	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	Addresses     [][]byte               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Selectors     []string               `protobuf:"bytes,4,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	Confined      bool                   `protobuf:"varint,5,opt,name=confined,proto3" json:"confined,omitempty"`                          // internet: deny: it reaches nothing outside the overlay and loopback
+	OverlayOnly   bool                   `protobuf:"varint,6,opt,name=overlay_only,json=overlayOnly,proto3" json:"overlay_only,omitempty"` // listen: overlay: what is addressed to neither its overlay addresses nor loopback opens nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1322,6 +1324,20 @@ func (x *Workload) GetSelectors() []string {
 		return x.Selectors
 	}
 	return nil
+}
+
+func (x *Workload) GetConfined() bool {
+	if x != nil {
+		return x.Confined
+	}
+	return false
+}
+
+func (x *Workload) GetOverlayOnly() bool {
+	if x != nil {
+		return x.OverlayOnly
+	}
+	return false
 }
 
 type Workloads struct {
@@ -1421,14 +1437,18 @@ func (x *Ruleset) GetEntries() []*Entry {
 	return nil
 }
 
+// Entry is one line of a Ruleset. An agent refuses a field of it, or of a Slot, that it does not know: half of what an
+// entry says may be its opposite.
 type Entry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Peer          uint32                 `protobuf:"varint,1,opt,name=peer,proto3" json:"peer,omitempty"`
 	Proto         uint32                 `protobuf:"varint,2,opt,name=proto,proto3" json:"proto,omitempty"`
-	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"` // 0 without port_bits: every port; with port_bits 65536 is added, which agents that know no ranges refuse
 	Ingress       bool                   `protobuf:"varint,4,opt,name=ingress,proto3" json:"ingress,omitempty"`
 	Allow         *Slot                  `protobuf:"bytes,5,opt,name=allow,proto3" json:"allow,omitempty"`
 	Deny          *Slot                  `protobuf:"bytes,6,opt,name=deny,proto3" json:"deny,omitempty"`
+	PortBits      uint32                 `protobuf:"varint,7,opt,name=port_bits,json=portBits,proto3" json:"port_bits,omitempty"` // 1 to 15: so many leading bits of port count; 0: the whole port
+	Audit         *Slot                  `protobuf:"bytes,8,opt,name=audit,proto3" json:"audit,omitempty"`                        // a rule that denies, in mode audit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1505,11 +1525,26 @@ func (x *Entry) GetDeny() *Slot {
 	return nil
 }
 
+func (x *Entry) GetPortBits() uint32 {
+	if x != nil {
+		return x.PortBits
+	}
+	return 0
+}
+
+func (x *Entry) GetAudit() *Slot {
+	if x != nil {
+		return x.Audit
+	}
+	return nil
+}
+
 type Slot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rule          uint32                 `protobuf:"varint,1,opt,name=rule,proto3" json:"rule,omitempty"`
 	NotBeforeUnix int64                  `protobuf:"varint,2,opt,name=not_before_unix,json=notBeforeUnix,proto3" json:"not_before_unix,omitempty"` // 0 for none
 	NotAfterUnix  int64                  `protobuf:"varint,3,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	Audit         bool                   `protobuf:"varint,4,opt,name=audit,proto3" json:"audit,omitempty"` // of allow: outside its time it lets pass, on record
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1563,6 +1598,13 @@ func (x *Slot) GetNotAfterUnix() int64 {
 		return x.NotAfterUnix
 	}
 	return 0
+}
+
+func (x *Slot) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
 }
 
 // Names is the section "names": what the numbers in rulesets and records stand for.
@@ -1805,28 +1847,33 @@ const file_signet_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\fR\taddresses\x12\x1a\n" +
 	"\boverlay4\x18\x05 \x01(\tR\boverlay4\x12\x1a\n" +
 	"\boverlay6\x18\x06 \x01(\tR\boverlay6\x12\x16\n" +
-	"\x06status\x18\a \x01(\tR\x06status\"n\n" +
+	"\x06status\x18\a \x01(\tR\x06status\"\xad\x01\n" +
 	"\bWorkload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\fR\taddresses\x12\x1c\n" +
-	"\tselectors\x18\x04 \x03(\tR\tselectors\">\n" +
+	"\tselectors\x18\x04 \x03(\tR\tselectors\x12\x1a\n" +
+	"\bconfined\x18\x05 \x01(\bR\bconfined\x12!\n" +
+	"\foverlay_only\x18\x06 \x01(\bR\voverlayOnly\">\n" +
 	"\tWorkloads\x121\n" +
 	"\tworkloads\x18\x01 \x03(\v2\x13.signet.v1.WorkloadR\tworkloads\"M\n" +
 	"\aRuleset\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12*\n" +
-	"\aentries\x18\x02 \x03(\v2\x10.signet.v1.EntryR\aentries\"\xab\x01\n" +
+	"\aentries\x18\x02 \x03(\v2\x10.signet.v1.EntryR\aentries\"\xef\x01\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\rR\x04peer\x12\x14\n" +
 	"\x05proto\x18\x02 \x01(\rR\x05proto\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x18\n" +
 	"\aingress\x18\x04 \x01(\bR\aingress\x12%\n" +
 	"\x05allow\x18\x05 \x01(\v2\x0f.signet.v1.SlotR\x05allow\x12#\n" +
-	"\x04deny\x18\x06 \x01(\v2\x0f.signet.v1.SlotR\x04deny\"h\n" +
+	"\x04deny\x18\x06 \x01(\v2\x0f.signet.v1.SlotR\x04deny\x12\x1b\n" +
+	"\tport_bits\x18\a \x01(\rR\bportBits\x12%\n" +
+	"\x05audit\x18\b \x01(\v2\x0f.signet.v1.SlotR\x05audit\"~\n" +
 	"\x04Slot\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\rR\x04rule\x12&\n" +
 	"\x0fnot_before_unix\x18\x02 \x01(\x03R\rnotBeforeUnix\x12$\n" +
-	"\x0enot_after_unix\x18\x03 \x01(\x03R\fnotAfterUnix\"\xf5\x01\n" +
+	"\x0enot_after_unix\x18\x03 \x01(\x03R\fnotAfterUnix\x12\x14\n" +
+	"\x05audit\x18\x04 \x01(\bR\x05audit\"\xf5\x01\n" +
 	"\x05Names\x12@\n" +
 	"\n" +
 	"identities\x18\x01 \x03(\v2 .signet.v1.Names.IdentitiesEntryR\n" +
@@ -1908,20 +1955,21 @@ var file_signet_proto_depIdxs = []int32{
 	21, // 11: signet.v1.Ruleset.entries:type_name -> signet.v1.Entry
 	22, // 12: signet.v1.Entry.allow:type_name -> signet.v1.Slot
 	22, // 13: signet.v1.Entry.deny:type_name -> signet.v1.Slot
-	26, // 14: signet.v1.Names.identities:type_name -> signet.v1.Names.IdentitiesEntry
-	27, // 15: signet.v1.Names.rules:type_name -> signet.v1.Names.RulesEntry
-	25, // 16: signet.v1.Revoked.addresses:type_name -> signet.v1.RevokedAddress
-	0,  // 17: signet.v1.Enrolment.Enrol:input_type -> signet.v1.EnrolRequest
-	2,  // 18: signet.v1.Enrolment.Renew:input_type -> signet.v1.RenewRequest
-	4,  // 19: signet.v1.Mesh.Sync:input_type -> signet.v1.AgentMessage
-	1,  // 20: signet.v1.Enrolment.Enrol:output_type -> signet.v1.EnrolResponse
-	3,  // 21: signet.v1.Enrolment.Renew:output_type -> signet.v1.RenewResponse
-	8,  // 22: signet.v1.Mesh.Sync:output_type -> signet.v1.CoordinatorMessage
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	22, // 14: signet.v1.Entry.audit:type_name -> signet.v1.Slot
+	26, // 15: signet.v1.Names.identities:type_name -> signet.v1.Names.IdentitiesEntry
+	27, // 16: signet.v1.Names.rules:type_name -> signet.v1.Names.RulesEntry
+	25, // 17: signet.v1.Revoked.addresses:type_name -> signet.v1.RevokedAddress
+	0,  // 18: signet.v1.Enrolment.Enrol:input_type -> signet.v1.EnrolRequest
+	2,  // 19: signet.v1.Enrolment.Renew:input_type -> signet.v1.RenewRequest
+	4,  // 20: signet.v1.Mesh.Sync:input_type -> signet.v1.AgentMessage
+	1,  // 21: signet.v1.Enrolment.Enrol:output_type -> signet.v1.EnrolResponse
+	3,  // 22: signet.v1.Enrolment.Renew:output_type -> signet.v1.RenewResponse
+	8,  // 23: signet.v1.Mesh.Sync:output_type -> signet.v1.CoordinatorMessage
+	21, // [21:24] is the sub-list for method output_type
+	18, // [18:21] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_signet_proto_init() }

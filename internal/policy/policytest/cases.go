@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"maps"
 	"net/netip"
 	"time"
 
@@ -11,13 +12,16 @@ import (
 
 // Case is one packet or call, with everything that the judge knows and what it must decide.
 type Case struct {
-	Name   string
-	View   *policy.View
-	Conns  []policy.Conn // tracked before
-	Full   bool          // the table holds Room connections of others already
-	Packet policy.Packet
-	Now    time.Time
-	Want   policy.Decision
+	Name  string
+	View  *policy.View
+	Conns []policy.Conn // tracked before
+	Full  bool          // the table holds Room connections of others already
+	Quota int           // of each identity; 0 for none
+	// Fragments that have passed before.
+	Fragments map[policy.FragmentKey]policy.Fragment
+	Packet    policy.Packet
+	Now       time.Time
+	Want      policy.Decision
 	// Tracked is how many connections there are afterwards, not counting those of others.
 	Tracked int
 }
@@ -27,7 +31,7 @@ const Room = 64
 
 // Table is the connection table before the packet.
 func (c *Case) Table() *policy.Table {
-	t := &policy.Table{Conns: map[flow.Tuple]policy.Conn{}, Max: Room}
+	t := &policy.Table{Conns: map[flow.Tuple]policy.Conn{}, Max: Room, Quota: c.Quota, Fragments: maps.Clone(c.Fragments)}
 	for _, conn := range c.Conns {
 		key, _ := conn.Orig.Canonical()
 		t.Conns[key] = conn
@@ -59,6 +63,14 @@ func Cases() []Case {
 	b.rulesInTime()
 	b.sameHost()
 	b.full()
+	b.fragments()
+	b.tcpFlags()
+	b.sctp()
+	b.ranges()
+	b.audit()
+	b.traits()
+	b.namespaces()
+	b.quota()
 	return b.cases
 }
 
@@ -168,6 +180,8 @@ func packet(h policy.Hook, t flow.Tuple, s policy.Socket) policy.Packet {
 		p.Device = policy.DeviceOther
 	case policy.HookLoopback:
 		p.Device = policy.DeviceLoopback
+	case policy.HookFromWorkload, policy.HookToWorkload:
+		p.Device = policy.DeviceWorkload
 	}
 	return p
 }
@@ -203,7 +217,7 @@ func on(p policy.Packet, d policy.Device) policy.Packet {
 }
 
 func fragment(p policy.Packet) policy.Packet {
-	p.Fragment = true
+	p.Part, p.Fragment = policy.LaterFragment, 9
 	return p
 }
 

@@ -45,11 +45,11 @@ func (b *builder) form() {
 	b.add("form: fragment, IPv6", fragment(enter(udp(remote6, 1000, a6, 5000))), refuse(flow.Fragment, Remote, A))
 	b.add("form: fragment of a tracked flow", fragment(exit(udp(a4, 1000, remote4, 53), in(cgA))), refuse(flow.Fragment, A, Remote),
 		known(udp(a4, 1000, remote4, 53), 2), leaves(1))
-	for _, proto := range []flow.Proto{2, 33, 47, 50, 132, 136, 255} {
+	for _, proto := range []flow.Proto{2, 33, 47, 50, 136, 255} {
 		b.add("form: protocol "+proto.String(), leave(tuple(proto, a4, 0, remote4, 0), in(cgA)), refuse(flow.UnknownProto, A, Remote))
 	}
-	b.add("form: unknown protocol, IPv6", enter(tuple(132, remote6, 0, a6, 0)), refuse(flow.UnknownProto, Remote, A))
-	b.add("form: connect of an unknown protocol", call(tuple(132, netip.Addr{}, 0, remote4, 80), in(cgA)), refuse(flow.UnknownProto, 0, Remote))
+	b.add("form: unknown protocol, IPv6", enter(tuple(136, remote6, 0, a6, 0)), refuse(flow.UnknownProto, Remote, A))
+	b.add("form: connect of an unknown protocol", call(tuple(136, netip.Addr{}, 0, remote4, 80), in(cgA)), refuse(flow.UnknownProto, 0, Remote))
 }
 
 // place is step 3.
