@@ -72,33 +72,56 @@ static __always_inline bool sealed(const struct judge *j, const struct conn *c, 
 	return c->seal[side ? 1 : 0] == ct_seal(j->cgroup, j->uid, j->generation);
 }
 
-/* fast is the established path; 0 leaves the packet to the long one. */
-__noinline int fast(struct __sk_buff *skb, struct judge *j)
+/* fast is the established path; false leaves the packet to the long one. */
+static __always_inline bool fast(struct __sk_buff *skb, struct judge *j, struct conn *c, bool swapped)
 {
-	__u32 side, own, peer, rule;
-	struct tuple key;
-	struct conn *c;
+	__u32 side, own, peer, rule, state;
 
-	if (!j)
-		return 0;
-	j->swapped = ct_key(&j->p.tuple, &key);
-	c = ct_find(&key);
 	if (!c || !ct_fresh(c, j->generation, j->now) || ct_gone(j, c))
-		return 0;
-	side = ct_side(READ_ONCE(c->state), j->swapped);
+		return false;
+	state = READ_ONCE(c->state);
+	side = ct_side(state, swapped);
 	own = c->number[side ? 1 : 0];
 	peer = c->number[side ? 0 : 1];
 	rule = c->rule;
-	if (!(READ_ONCE(c->state) & CT_PEER(is_egress(j->hook) ? !side : side)) || !sealed(j, c, side) || contradicts(j, side))
-		return 0;
+	if (!(state & CT_PEER(is_egress(j->hook) ? !side : side)) || !sealed(j, c, side) || contradicts(j, side))
+		return false;
 	/* Everything that was read must belong to this generation still. */
 	barrier();
 	if (READ_ONCE(c->generation) != j->generation)
-		return 0;
+		return false;
 	ct_touch(c, side, j->p.tuple.proto, j->p.tcp, j->now);
 	tally(skb, j, c, side);
 	allow(j, rule, own, peer);
-	return 1;
+	return true;
+}
+
+static __always_inline bool fast4(struct __sk_buff *skb, struct judge *j)
+{
+	const struct tuple *t = &j->p.tuple;
+	__u32 src = bpf_ntohl(t->src.w[3]), dst = bpf_ntohl(t->dst.w[3]);
+	bool swapped = src != dst ? src > dst : t->sport > t->dport;
+	struct tuple4 k = {.proto = t->proto};
+
+	k.src = swapped ? t->dst.w[3] : t->src.w[3];
+	k.dst = swapped ? t->src.w[3] : t->dst.w[3];
+	k.sport = swapped ? t->dport : t->sport;
+	k.dport = swapped ? t->sport : t->dport;
+	return fast(skb, j, bpf_map_lookup_elem(&conns4, &k), swapped);
+}
+
+/* fast_any is the same out of line, for the sake of the stack: for IPv6, and where other programs need more of it. */
+__noinline int fast_any(struct __sk_buff *skb, struct judge *j)
+{
+	struct tuple key;
+	bool swapped;
+
+	if (!j)
+		return 0;
+	if (j->p.family == 4)
+		return fast4(skb, j);
+	swapped = ct_key(&j->p.tuple, &key);
+	return fast(skb, j, bpf_map_lookup_elem(&conns6, &key), swapped);
 }
 
 static __always_inline void fragment_key(const struct judge *j, struct fragment_key *k)
@@ -646,9 +669,9 @@ static __always_inline bool in_scope(const struct judge *j)
 }
 
 /* judge_tracked is steps 4 to 12. A first fragment takes the long path, which remembers it. */
-static __always_inline bool judge_tracked(struct __sk_buff *skb, struct judge *j)
+static __always_inline bool judge_tracked(struct __sk_buff *skb, struct judge *j, bool in_line)
 {
-	if ((j->p.flags & (PACKET_QUOTES | PACKET_FIRST)) || !fast(skb, j))
+	if ((j->p.flags & (PACKET_QUOTES | PACKET_FIRST)) || !(in_line && j->p.family == 4 ? fast4(skb, j) : fast_any(skb, j)))
 		slow(skb, j);
 	return finish(j, 0);
 }
@@ -722,7 +745,7 @@ static __always_inline bool judge_packet(struct __sk_buff *skb, const __u8 hook)
 		deny_early(&j, reason);
 		return finish(&j, 0);
 	}
-	return judge_tracked(skb, &j);
+	return judge_tracked(skb, &j, hook != HOOK_LOOPBACK);
 }
 
 #include "lib/calls.h"

@@ -195,6 +195,8 @@ func (c *cage) open(t *testing.T) {
 		{"ip", "link", "set", "lo", "up"}, {"ip", "link", "set", "eth0", "up"},
 		{"ip", "address", "add", c.net4 + "2/24", "dev", "eth0"}, {"ip", "address", "add", c.net6 + "2/64", "dev", "eth0", "nodad"},
 		{"ip", "route", "add", "default", "via", c.net4 + "1"}, {"ip", "-6", "route", "add", "default", "via", c.net6 + "1"},
+		// The neighbour is found before it matters: what waits for it would come after the row is over.
+		{"ping", "-q", "-c", "1", "-w", "3", c.net4 + "1"}, {"ping", "-q", "-c", "1", "-w", "3", c.net6 + "1"},
 	}}
 	c.in = &hand{cmd: c.l.prepareAttack(t, c.l.App, netlab.Opts{Cgroup: scenario.Stranger, UID: uidBody, Stdin: in}, inside), lines: lines}
 	c.l.hands[c.device] = c.in
