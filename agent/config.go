@@ -46,6 +46,7 @@ type Config struct {
 	BPFFS         string            `yaml:"bpffs"`
 	Tunnel        string            `yaml:"tunnel"`
 	AcceptGaps    []string          `yaml:"accept_gaps"`
+	Handshakes    HandshakeGuard    `yaml:"handshake_guard"`
 	Containers    ContainerState    `yaml:"container_state"`
 	OnLeaseEnd    string            `yaml:"on_lease_end"`
 	KeyFile       string            `yaml:"key_file"`
@@ -80,7 +81,7 @@ func DefaultConfig() Config {
 		Interface: "signet0", ListenPort: 51820, CgroupRoot: auto, BPFFS: "/sys/fs/bpf/signet", Tunnel: auto,
 		Containers: ContainerState(attest.DefaultRuntimes()),
 		OnLeaseEnd: string(reconcile.DenyAll), KeyFile: "/etc/signet/agent.key", Metrics: defaultMetrics,
-		FlowLog: FlowLog{SpoolBytes: defaultSpool},
+		FlowLog: FlowLog{SpoolBytes: defaultSpool}, Handshakes: HandshakeGuard{Mode: "off", Interfaces: []string{}},
 	}
 }
 
@@ -110,6 +111,12 @@ func ParseConfig(name string, data []byte) (Config, error) {
 		return Config{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return cfg, nil
+}
+
+// HandshakeGuard is the key handshake_guard.
+type HandshakeGuard struct {
+	Mode       string   `yaml:"mode"`       // off, auto, native, generic or tc
+	Interfaces []string `yaml:"interfaces"` // empty means every device with an underlay address
 }
 
 // check refuses what could not work, by the name of the key.
@@ -154,6 +161,9 @@ func (c *Config) check() error {
 	}
 	if err := dataplane.CheckGaps(c.AcceptGaps); err != nil {
 		return fmt.Errorf("accept_gaps: %w", err)
+	}
+	if err := dataplane.HandshakeGuard(c.Handshakes).Check(); err != nil {
+		return fmt.Errorf("handshake_guard: %w", err)
 	}
 	return c.checkBuilt()
 }

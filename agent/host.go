@@ -62,11 +62,9 @@ func (h host) Keep(held *codec.Held) error {
 func (h host) Apply(ctx context.Context, held *codec.Held) error {
 	defer h.took()
 	h.flows.SetNames(flowlog.NamesOf(&held.Snapshot))
-	match := h.watcher.Look(workloadsOf(&held.Snapshot))
-	h.mu.Lock()
-	h.match = match
-	h.mu.Unlock()
+	h.newest(h.watcher.Look(workloadsOf(&held.Snapshot)))
 	version := h.rec.Set(func(in *reconcile.Input) {
+		match := h.newest(attest.Result{})
 		in.Snapshot, in.Locals, in.Interfaces = &held.Snapshot, match.Locals, match.Interfaces
 		in.Overlay4, in.Overlay6 = held.Snapshot.Self.Overlay4, held.Snapshot.Self.Overlay6
 	})
@@ -224,10 +222,22 @@ func (a *Agent) look() {
 
 // matched takes in what attest found.
 func (a *Agent) matched(r attest.Result) {
+	a.newest(r)
+	a.rec.Set(func(in *reconcile.Input) {
+		now := a.newest(attest.Result{})
+		in.Locals, in.Interfaces = now.Locals, now.Interfaces
+	})
+}
+
+// newest keeps what attest found, unless a later look is known already, and returns the latest: two goroutines look, and
+// the one that looked first may be the last to tell.
+func (a *Agent) newest(r attest.Result) attest.Result {
 	a.mu.Lock()
-	a.match = r
-	a.mu.Unlock()
-	a.rec.Set(func(in *reconcile.Input) { in.Locals, in.Interfaces = r.Locals, r.Interfaces })
+	defer a.mu.Unlock()
+	if r.Look > a.match.Look {
+		a.match = r
+	}
+	return a.match
 }
 
 func workloadsOf(s *mesh.Snapshot) []mesh.Workload {

@@ -197,7 +197,7 @@ func (a *Agent) Workloads() []localapi.Workload {
 			one.Selectors = append(one.Selectors, sel.String())
 		}
 		if one.Matched {
-			one.Cgroups = m.Cgroups()
+			one.Cgroups, one.Interface = m.Cgroups(), m.Device
 		}
 		out = append(out, one)
 	}

@@ -468,9 +468,21 @@ static __always_inline void retire(const struct judge *j, struct tuple *key, str
 	ct_delete(key, c->number[0]);
 }
 
-/* tracked is steps 9 to 12; false asks for a second try, because another run tracked the connection meanwhile. */
-static __always_inline bool tracked(struct __sk_buff *skb, struct judge *j, const struct ends *e, const struct view *v,
-				    struct tuple *key, bool last)
+/* met ends the run for a packet whose connection another run has tracked meanwhile: what rules say of it is known, if it
+ * was opened in the same direction. */
+static __always_inline bool met(struct __sk_buff *skb, struct judge *j, struct tuple *key)
+{
+	struct conn *c = ct_find(key);
+
+	if (!c || ct_side(READ_ONCE(c->state), j->swapped))
+		return false;
+	pass_tracked(skb, j, key, c, 0);
+	return true;
+}
+
+/* tracked is steps 9 to 12. */
+static __always_inline void tracked(struct __sk_buff *skb, struct judge *j, const struct ends *e, const struct view *v,
+				    struct tuple *key)
 {
 	struct conn *c = ct_find(key);
 	bool known = c && !ct_gone(j, c);
@@ -485,51 +497,45 @@ static __always_inline bool tracked(struct __sk_buff *skb, struct judge *j, cons
 		side = ct_side(READ_ONCE(c->state), j->swapped);
 		if (contradicts(j, side)) {
 			deny(j, e, REASON_CT_INVALID, 0);
-			return true;
+			return;
 		}
 		if (ct_fresh(c, j->generation, j->now)) {
 			pass_tracked(skb, j, key, c, side);
 			passed(j, key, 0);
 			allow(j, rule, addr_number(e->src), addr_number(e->dst));
-			return true;
+			return;
 		}
 	} else if (!opens(j)) {
 		/* 10. Untracked. */
 		deny(j, e, REASON_CT_INVALID, 0);
-		return true;
+		return;
 	} else if (v->lease_mode == LEASE_DENY_NEW && j->now >= v->lease_ends) {
 		deny(j, e, REASON_LEASE_ENDED, 0);
-		return true;
+		return;
 	}
 	/* 11. Policy, for the direction of the first packet. */
 	ask_policy(side ? e->dst : e->src, side ? e->src : e->dst, key->proto, side ? j->p.tuple.sport : j->p.tuple.dport, j->now, &a);
-	if (known) {
+	if (known)
 		again(skb, j, key, c, &a);
-		if (a.verdict == VERDICT_DENY) {
-			deny(j, e, a.reason, a.rule);
-			return true;
-		}
-		passed(j, key, &a);
-		answered(j, e, &a);
-		return true;
-	}
 	if (a.verdict == VERDICT_DENY) {
-		answered(j, e, &a);
-		return true;
+		if (known)
+			deny(j, e, a.reason, a.rule);
+		else
+			answered(j, e, &a);
+		return;
 	}
 	/* 12. Track. */
-	if (c)
-		retire(j, key, c);
-	err = insert(skb, j, key, &a);
-	if (err == -EEXIST && !last)
-		return false;
-	if (err) {
-		deny(j, e, err == -EEXIST ? REASON_CT_INVALID : REASON_CT_FULL, 0);
-		return true;
+	if (!known) {
+		if (c)
+			retire(j, key, c);
+		err = insert(skb, j, key, &a);
+		if (err && (err != -EEXIST || !met(skb, j, key))) {
+			deny(j, e, err == -EEXIST ? REASON_CT_INVALID : REASON_CT_FULL, 0);
+			return;
+		}
 	}
 	passed(j, key, &a);
 	answered(j, e, &a);
-	return true;
 }
 
 static __always_inline bool lease_over(const struct view *v, __u64 now)
@@ -574,10 +580,7 @@ __noinline int slow(struct __sk_buff *skb, struct judge *j)
 	}
 	/* 9 to 12. */
 	j->swapped = ct_key(&j->p.tuple, &key);
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 2; i++)
-		if (tracked(skb, j, e, v, &key, i))
-			break;
+	tracked(skb, j, e, v, &key);
 	return 0;
 }
 
@@ -668,11 +671,15 @@ static __always_inline bool in_scope(const struct judge *j)
 	       (in_overlay(&j->p.tuple.src, j->p.family) || in_overlay(&j->p.tuple.dst, j->p.family));
 }
 
-/* judge_tracked is steps 4 to 12. A first fragment takes the long path, which remembers it. */
-static __always_inline bool judge_tracked(struct __sk_buff *skb, struct judge *j, bool in_line)
+/* judge_tracked is steps 4 to 12. A first fragment takes the long path, which remembers it. foreign is set where packets
+ * of other network namespaces pass, whose devices have numbers of their own. */
+static __always_inline bool judge_tracked(struct __sk_buff *skb, struct judge *j, bool in_line, const struct settings *foreign)
 {
-	if ((j->p.flags & (PACKET_QUOTES | PACKET_FIRST)) || !(in_line && j->p.family == 4 ? fast4(skb, j) : fast_any(skb, j)))
+	if ((j->p.flags & (PACKET_QUOTES | PACKET_FIRST)) || !(in_line && j->p.family == 4 ? fast4(skb, j) : fast_any(skb, j))) {
+		if (foreign && packet_foreign(skb, foreign))
+			return true; /* judged where it reaches this host's namespace */
 		slow(skb, j);
+	}
 	return finish(j, 0);
 }
 
@@ -745,7 +752,7 @@ static __always_inline bool judge_packet(struct __sk_buff *skb, const __u8 hook)
 		deny_early(&j, reason);
 		return finish(&j, 0);
 	}
-	return judge_tracked(skb, &j, hook != HOOK_LOOPBACK);
+	return judge_tracked(skb, &j, hook != HOOK_LOOPBACK, socket ? cfg : 0);
 }
 
 #include "lib/calls.h"

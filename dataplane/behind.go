@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/signet-overlay/signet/dataplane/link"
 )
@@ -33,6 +34,11 @@ func (d *Dataplane) UpdateRoutes(ctx context.Context, behind map[netip.Addr]uint
 	}
 	d.host.spec = spec
 	return nil
+}
+
+// ownAddresses are those that this host sends from by the tunnel: its own, and those of workloads behind other devices.
+func ownAddresses(spec link.Spec) []netip.Addr {
+	return slices.AppendSeq(slices.Concat(spec.Node, spec.Addresses), maps.Keys(spec.Behind))
 }
 
 // withoutOwn leaves out the addresses that the host itself has now.

@@ -39,6 +39,7 @@ type Config struct {
 	Overlay6   netip.Prefix
 	Logger     *slog.Logger
 
+	Handshakes HandshakeGuard
 	AcceptGaps []string // names of gaps that the operator accepts (GapNames); without one that this host has, nothing starts
 	Clsact     bool     // judge devices by clsact even where the kernel has tcx
 
@@ -103,6 +104,8 @@ type Dataplane struct {
 	engine engineSlot
 
 	revoking *revoking
+	flood    *enforce.Flood // nil where it is off
+	floodErr error          // why it is not there, though it is asked for
 }
 
 // engineSlot holds the tunnel's engine: another one takes its place when somebody removes the device underneath it.
@@ -171,6 +174,7 @@ func (d *Dataplane) open(ctx context.Context) error {
 	if err := errors.Join(d.guardLinks(), d.startRevoking()); err != nil {
 		return err
 	}
+	d.startHandshakeGuard()
 	return d.openTunnel(ctx)
 }
 
@@ -251,7 +255,7 @@ func (d *Dataplane) applyHost(ctx context.Context, spec link.Spec) error {
 	if err := link.Apply(ctx, spec); err != nil {
 		return err
 	}
-	d.tunnel().SetOwnAddresses(append(slices.Clone(spec.Node), spec.Addresses...))
+	d.tunnel().SetOwnAddresses(ownAddresses(spec))
 	if err := link.Up(ctx, spec); err != nil {
 		return err
 	}
@@ -357,6 +361,9 @@ func (d *Dataplane) Close() error {
 	var errs []error
 	if t := d.tunnel(); t != nil {
 		errs = append(errs, t.Close())
+	}
+	if d.flood != nil {
+		errs = append(errs, d.flood.Close())
 	}
 	errs = append(errs, d.revoking.close(), d.judge.Close())
 	if d.clsact != nil {

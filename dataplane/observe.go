@@ -90,7 +90,7 @@ func (d *Dataplane) Peers() ([]PeerStatus, error) {
 
 // unguarded is what this version does not do on any host; status shows it, because nothing may be silently weaker.
 var unguarded = []string{
-	"not guarded yet: processes outside cgroup_root and containers in network namespaces of their own have no identity, and are refused rather than judged",
+	"not guarded yet: processes outside cgroup_root have no identity, and are refused rather than judged",
 	"not guarded: a process outside cgroup_root that has CAP_NET_RAW can send past the judge at the tunnel, by a packet socket with PACKET_QDISC_BYPASS or by AF_XDP; below cgroup_root both are refused",
 }
 
@@ -138,6 +138,8 @@ func (d *Dataplane) Status() Status {
 		s.Warnings = append(s.Warnings, "the tunnel's device was removed by somebody else and is being made anew; until then nothing passes")
 	default:
 	}
+	hooks, warnings := d.handshakeStatus()
+	s.Hooks, s.Warnings = append(s.Hooks, hooks...), append(s.Warnings, warnings...)
 	counters, err := d.judge.Counters()
 	if err != nil {
 		s.Warnings = append(s.Warnings, "counters cannot be read: "+err.Error())

@@ -163,6 +163,7 @@ func (d *Dataplane) repairHooks(report func(string)) {
 func (d *Dataplane) repairOnce(ctx context.Context, report func(string)) {
 	d.repairHooks(report)
 	d.tell(report, "guard", d.guardLinks(), "a device is not guarded")
+	d.refreshHandshakeGuard(report)
 	d.host.mu.Lock()
 	defer d.host.mu.Unlock()
 	if d.host.spec.Interface == "" {

@@ -59,6 +59,8 @@ func (m Match) Cgroups() []string {
 
 // Result is one look at the host.
 type Result struct {
+	// Look grows with every look of one Resolver: of two results, that with the greater one is true.
+	Look   uint64
 	Locals map[policy.LocalKey]identity.Number
 	// Interfaces ties network devices of this host, by index, to the workload behind each.
 	Interfaces map[uint32]identity.Number
@@ -107,8 +109,9 @@ func (f found) claims() []claim {
 
 // Resolver looks at one host. Its methods may be called by several goroutines.
 type Resolver struct {
-	host Host
-	mu   sync.Mutex // one look at a time
+	host  Host
+	mu    sync.Mutex // one look at a time
+	looks uint64
 }
 
 // NewResolver looks at a host.
@@ -122,17 +125,20 @@ func NewResolver(h Host) *Resolver { return &Resolver{host: h} }
 //     lead into another network namespace;
 //  3. what two workloads claim goes to neither.
 func (r *Resolver) Resolve(workloads []mesh.Workload) Result {
-	res, _ := r.resolve(workloads)
+	res, _ := r.resolve(func() []mesh.Workload { return workloads })
 	return res
 }
 
-// resolve also returns the directories of cgroups whose content mattered.
-func (r *Resolver) resolve(workloads []mesh.Workload) (Result, []string) {
+// resolve also returns the directories of cgroups whose content mattered. What is looked for is asked under the lock, so
+// that no later look is for earlier workloads.
+func (r *Resolver) resolve(wanted func() []mesh.Workload) (Result, []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	workloads := wanted()
+	r.looks++
 	l := newLook(r.host)
 	defer l.close()
-	res := Result{Locals: map[policy.LocalKey]identity.Number{}, Interfaces: map[uint32]identity.Number{}, Matches: map[identity.Number]Match{}}
+	res := Result{Look: r.looks, Locals: map[policy.LocalKey]identity.Number{}, Interfaces: map[uint32]identity.Number{}, Matches: map[identity.Number]Match{}}
 	all := map[identity.Number]found{}
 	claims := map[claim][]mesh.Workload{}
 	for _, w := range workloads {

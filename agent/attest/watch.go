@@ -59,7 +59,8 @@ func (w *Watcher) Look(workloads []mesh.Workload) Result {
 	w.workloads = workloads
 	w.mu.Unlock()
 	w.poke()
-	return w.Resolve(workloads)
+	res, _ := w.resolve(w.current)
+	return res
 }
 
 func (w *Watcher) poke() {
@@ -100,7 +101,7 @@ func (w *Watcher) Run(ctx context.Context, report func(Result)) error {
 		workloads := w.current()
 		// Watches before the look: what changes in between is an event that leads to another look.
 		whole := in.watch(w.host.Root, workloads, dirs)
-		now, searched := w.resolve(workloads)
+		now, searched := w.resolve(w.current)
 		if first || !now.Equal(last) {
 			last = now
 			report(now)

@@ -56,6 +56,9 @@ func (f *fakeAgent) Workloads() []Workload  { return []Workload{{Number: 300}} }
 func (f *fakeAgent) Resolve(id string) (Resolved, error) {
 	return Resolved{Instances: []Instance{{Node: id}}}, f.err
 }
+func (f *fakeAgent) Explain(r ExplainRequest) (Explanation, error) {
+	return Explanation{Code: flow.NoRule, Service: r.Port, Observed: r.From + " to " + r.To}, f.err
+}
 func (f *fakeAgent) Netcheck() (Netcheck, error) { return Netcheck{Node: "api-1"}, nil }
 func (f *fakeAgent) Up(_ context.Context, r UpRequest) (UpReply, error) {
 	f.ups = append(f.ups, r)

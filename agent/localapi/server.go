@@ -41,6 +41,7 @@ type Reader interface {
 	Workloads() []Workload
 	Resolve(id string) (Resolved, error)
 	Netcheck() (Netcheck, error)
+	Explain(r ExplainRequest) (Explanation, error)
 }
 
 // Controller changes what the agent does.
@@ -155,6 +156,7 @@ func (h *handler) routes() http.Handler {
 	read("GET /v1/resolve", func(r *http.Request) (any, error) { return h.reader.Resolve(r.URL.Query().Get("id")) })
 	read("GET /v1/netcheck", func(*http.Request) (any, error) { return h.reader.Netcheck() })
 	read("POST /v1/ping", h.ping)
+	read("POST /v1/explain", h.explain)
 	write("POST /v1/up", h.up)
 	write("POST /v1/down", h.down)
 	mux.HandleFunc("GET /v1/flows", h.flows)

@@ -122,6 +122,8 @@ type Workload struct {
 	Matched bool `json:"matched"`
 	// Cgroups are the paths below the cgroup root that matched.
 	Cgroups []string `json:"cgroups,omitempty"`
+	// Interface is the device behind which the workload has a network namespace of its own.
+	Interface string `json:"interface,omitempty"`
 	// Why says why nothing matches.
 	Why string `json:"why,omitempty"`
 }

@@ -136,6 +136,16 @@ static __always_inline __u32 task_pid(void)
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
+/* call_foreign: the process is in another network namespace and is nobody by itself: if its device leads to a workload,
+ * its packets are judged there. */
+static __always_inline bool call_foreign(struct bpf_sock_addr *ctx, const struct judge *j)
+{
+	__u32 zero = 0;
+	const struct settings *cfg = bpf_map_lookup_elem(&config, &zero);
+
+	return has_netns && cfg && cfg->netns && !j->owner && bpf_get_netns_cookie(ctx) != cfg->netns;
+}
+
 /* refuse makes the call fail with EACCES, which tells it from a missing route or a filter. */
 static __always_inline int refuse(void)
 {
@@ -217,6 +227,8 @@ static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge
 	}
 	/* 5. Owner. */
 	task_identity(j);
+	if (call_foreign(ctx, j))
+		return PASS_CG;
 	own = find_own(j->owner, j->generation);
 	judge_call(j, &e, own);
 	if (j->verdict != VERDICT_DENY && ip_unset(&j->p.tuple.src) &&
@@ -227,7 +239,7 @@ static __always_inline int judge_connect(struct bpf_sock_addr *ctx, struct judge
 
 /* judge_sendmsg judges a datagram without a connection. An unset source becomes the owner's, so that a server on the
  * wildcard address answers from the address that was asked; the caller writes it back from j when this returns true. */
-static __always_inline bool judge_sendmsg(struct judge *j)
+static __always_inline bool judge_sendmsg(struct bpf_sock_addr *ctx, struct judge *j)
 {
 	const struct own *own;
 	struct ends e = {};
@@ -239,6 +251,8 @@ static __always_inline bool judge_sendmsg(struct judge *j)
 		return finish(j, task_pid());
 	}
 	task_identity(j);
+	if (call_foreign(ctx, j))
+		return true;
 	own = find_own(j->owner, j->generation);
 	if (ip_unset(&j->p.tuple.src) && own_address(own, j->p.family, &j->p.tuple.src))
 		e.src = find_addr(&j->p.tuple.src, j->generation);
@@ -305,7 +319,7 @@ static __always_inline int judge_sendmsg4(struct bpf_sock_addr *ctx)
 		return refuse();
 	if (!in_overlay(&j.p.tuple.dst, j.p.family))
 		return call_outside(&j) ? PASS_CG : refuse();
-	if (!judge_sendmsg(&j))
+	if (!judge_sendmsg(ctx, &j))
 		return refuse();
 	ctx->msg_src_ip4 = j.p.tuple.src.w[3];
 	return PASS_CG;
@@ -332,7 +346,7 @@ static __always_inline int judge_sendmsg6(struct bpf_sock_addr *ctx)
 		return refuse();
 	if (!in_overlay(&j.p.tuple.dst, j.p.family))
 		return call_outside(&j) ? PASS_CG : refuse();
-	if (!judge_sendmsg(&j))
+	if (!judge_sendmsg(ctx, &j))
 		return refuse();
 	ctx->msg_src_ip6[0] = j.p.tuple.src.w[0];
 	ctx->msg_src_ip6[1] = j.p.tuple.src.w[1];
@@ -342,7 +356,7 @@ static __always_inline int judge_sendmsg6(struct bpf_sock_addr *ctx)
 }
 
 /* judge_bind fails the call with EPERM; the port is known to no rule here. */
-static __always_inline int judge_bind(struct judge *j)
+static __always_inline int judge_bind(struct bpf_sock_addr *ctx, struct judge *j)
 {
 	struct ends e = {};
 
@@ -352,6 +366,8 @@ static __always_inline int judge_bind(struct judge *j)
 		return PASS_CG;
 	e.src = find_addr(&j->p.tuple.src, j->generation);
 	task_identity(j);
+	if (call_foreign(ctx, j))
+		return PASS_CG;
 	judge_bind_call(j, &e);
 	return finish(j, task_pid()) ? PASS_CG : DROP_CG;
 }
@@ -363,7 +379,7 @@ static __always_inline int judge_bind4(struct bpf_sock_addr *ctx)
 	ip_from4(&j.p.tuple.src, ctx->user_ip4);
 	j.p.tuple.sport = bpf_ntohs(ctx->user_port);
 	j.p.tuple.proto = ctx->protocol;
-	return judge_bind(&j);
+	return judge_bind(ctx, &j);
 }
 
 static __always_inline int judge_bind6(struct bpf_sock_addr *ctx)
@@ -373,7 +389,7 @@ static __always_inline int judge_bind6(struct bpf_sock_addr *ctx)
 	read6(&j.p.tuple.src, ctx->user_ip6);
 	j.p.tuple.sport = bpf_ntohs(ctx->user_port);
 	j.p.tuple.proto = ctx->protocol;
-	return judge_bind(&j);
+	return judge_bind(ctx, &j);
 }
 
 #ifdef SIGNET_TEST

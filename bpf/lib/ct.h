@@ -178,6 +178,70 @@ static __always_inline void ct_key4(const struct tuple *key, struct tuple4 *out)
 	out->pad[0] = out->pad[1] = out->pad[2] = 0;
 }
 
+#ifdef SIGNET_TWIN
+
+/* The twin answers questions and writes nothing that anybody else reads. What it would do to the table happens to one
+ * entry of its own, which lasts from hook to hook until the asker clears it: all packets of one question belong to one
+ * conversation. */
+struct twin_flow {
+	struct conn conn;
+	__u32 looked;  /* the table was asked; held and tracked count */
+	__u32 held;    /* conn is in the table, as far as this question goes */
+	__u32 tracked; /* it was there before the question */
+	__u32 freed;   /* an entry of number was taken away, and left room */
+	__u32 number;
+	__u32 full[2]; /* the table of IPv4, and of IPv6, has no room; said by the asker */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct twin_flow);
+} twin SEC(".maps");
+
+static __always_inline struct twin_flow *twin_flow(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&twin, &zero);
+}
+
+static __always_inline long unwritten(void *map, const void *key, const void *value, __u64 flags)
+{
+	return 0;
+}
+
+/* What follows would update a map only where it remembers fragments. */
+#define bpf_map_update_elem unwritten
+
+static __noinline struct conn *ct_find(const struct tuple *key)
+{
+	struct twin_flow *t = twin_flow();
+	struct conn *c;
+	struct tuple4 k;
+
+	if (!t)
+		return 0;
+	if (!t->looked) {
+		if (ip_mapped(&key->src)) {
+			ct_key4(key, &k);
+			c = bpf_map_lookup_elem(&conns4, &k);
+		} else {
+			c = bpf_map_lookup_elem(&conns6, key);
+		}
+		t->looked = 1;
+		if (c) {
+			t->conn = *c;
+			t->held = t->tracked = 1;
+		}
+	}
+	return t->held ? &t->conn : 0;
+}
+
+#else
+
 static __always_inline struct conn *ct_find(const struct tuple *key)
 {
 	struct tuple4 k;
@@ -188,20 +252,75 @@ static __always_inline struct conn *ct_find(const struct tuple *key)
 	return bpf_map_lookup_elem(&conns4, &k);
 }
 
+#endif
+
 /* What a new connection starts from: nobody's yet (CT_BUSY), and its direction known, so that a packet that meets it
  * before it is filled in is judged rightly. */
-static volatile const struct conn unborn[2] = {{.deadline = ~0U}, {.deadline = ~0U, .state = CT_SWAPPED}};
+static volatile const struct conn unborn = {.deadline = ~0U}, unborn_swapped = {.deadline = ~0U, .state = CT_SWAPPED};
+
+#ifdef SIGNET_TWIN
+
+__noinline int ct_insert(struct tuple *key, __u32 swapped)
+{
+	struct twin_flow *t = twin_flow();
+
+	if (!key || !t)
+		return -EBUSY;
+	if (t->held)
+		return -EEXIST;
+	if (!t->freed && t->full[ip_mapped(&key->src) ? 0 : 1])
+		return -EBUSY;
+	t->conn = (struct conn){.deadline = ~0U, .state = swapped ? CT_SWAPPED : 0};
+	t->looked = t->held = 1;
+	return 0;
+}
+
+__noinline int ct_charge(__u32 number, __u32 quota)
+{
+	struct twin_flow *t = twin_flow();
+	__u32 *n;
+
+	if (!quota)
+		return 1;
+	n = bpf_map_lookup_elem(&usage, &number);
+	if (!n || !t)
+		return 1;
+	return READ_ONCE(*n) < quota || (READ_ONCE(*n) == quota && t->freed && t->number == number);
+}
+
+__noinline int ct_uncharge(__u32 number)
+{
+	return 0;
+}
+
+__noinline int ct_delete(struct tuple *key, __u32 number)
+{
+	struct twin_flow *t = twin_flow();
+
+	if (!key || !t)
+		return 0;
+	t->held = 0;
+	t->freed = 1;
+	t->number = number;
+	return 0;
+}
+
+#else
 
 /* ct_insert makes an entry that is nobody's yet; -EEXIST when another run was first. This and what follows is not
  * inlined, for the sake of the stack. */
 __noinline int ct_insert(struct tuple *key, __u32 swapped)
 {
-	void *c = swapped ? (void *)&unborn[1] : (void *)&unborn[0];
+	void *c = (void *)&unborn;
 	struct tuple k6;
 	struct tuple4 k;
 
 	if (!key)
 		return -EBUSY;
+	if (swapped) {
+		c = (void *)&unborn_swapped;
+		asm volatile("" : "+r"(c)); /* or the compiler computes the address, which Linux 6.1 does not follow */
+	}
 	if (!ip_mapped(&key->src)) {
 		k6 = *key; /* Linux 6.1 takes no argument of a function for a map's key */
 		return bpf_map_update_elem(&conns6, &k6, c, BPF_NOEXIST);
@@ -257,10 +376,15 @@ __noinline int ct_delete(struct tuple *key, __u32 number)
 	return ct_uncharge(number);
 }
 
+#endif
+
 /* ct_side is the side of the entry that sends a packet. */
 static __always_inline __u32 ct_side(__u32 state, bool swapped)
 {
-	return ((state & CT_SWAPPED) != 0) != swapped;
+	__u32 side = ((state & CT_SWAPPED) != 0) != swapped;
+
+	asm volatile("" : "+r"(side)); /* or the compiler leaves out what tells Linux 6.1 that it is 0 or 1 */
+	return side & 1;
 }
 
 static __always_inline bool ct_closed(__u32 state)
@@ -334,6 +458,23 @@ static __always_inline __u32 ct_mark(struct conn *c, __u32 bits)
 	return __sync_fetch_and_or(&c->state, bits);
 }
 
+#ifdef SIGNET_TWIN
+
+/* The fast path comes here with an entry of the table itself. */
+static __always_inline void ct_touch(struct conn *c, __u32 side, __u8 proto, __u8 tcp, __u64 now)
+{
+	struct twin_flow *t = twin_flow();
+
+	if (t && !t->looked)
+		t->tracked = 1;
+}
+
+static __always_inline void ct_count(struct conn *c, __u32 side, __u32 packets, __u32 bytes)
+{
+}
+
+#else
+
 /* ct_touch records that a side sent a packet. Words are written only when they change, so that several CPUs can share
  * the entry. */
 static __always_inline void ct_touch(struct conn *c, __u32 side, __u8 proto, __u8 tcp, __u64 now)
@@ -355,3 +496,5 @@ static __always_inline void ct_count(struct conn *c, __u32 side, __u32 packets, 
 		__sync_fetch_and_add(&c->bytes[0], bytes);
 	}
 }
+
+#endif

@@ -48,6 +48,20 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } lost SEC(".maps");
 
+#ifdef SIGNET_TWIN
+
+/* The twin counts nothing and tells nobody. */
+static __always_inline void count(__u8 verdict, __u8 hook, __u8 reason)
+{
+}
+
+static __always_inline struct event *event_reserve(__u8 kind)
+{
+	return 0;
+}
+
+#else
+
 static __always_inline void count(__u8 verdict, __u8 hook, __u8 reason)
 {
 	__u32 slot = ((verdict & 3) * COUNTER_HOOKS + (hook & (COUNTER_HOOKS - 1))) * COUNTER_REASONS +
@@ -81,6 +95,8 @@ static __always_inline struct event *event_reserve(__u8 kind)
 	e->kind = kind;
 	return e;
 }
+
+#endif
 
 /* event_submit wakes the reader only when enough is queued; otherwise the reader looks by itself a few times a second.
  * Not inlined, so that struct event reaches the type information that the Go side is generated from. */

@@ -87,7 +87,7 @@ static __always_inline bool guard_workload(struct __sk_buff *skb, struct judge *
 		deny_early(j, reason);
 		return finish(j, 0);
 	}
-	return judge_tracked(skb, j, false);
+	return judge_tracked(skb, j, false, 0);
 }
 
 /* guard_refuse is step 2 and 3 for what is the overlay's. */

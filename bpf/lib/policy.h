@@ -94,12 +94,15 @@ static __always_inline bool slot_active(const struct slot *s, struct search *f)
 	return f->now >= w->not_before && (!w->not_after || f->now < w->not_after);
 }
 
-/* hear takes one entry in; true when it denies, which nothing outweighs. */
-static __always_inline bool hear(const struct entry *e, struct search *f)
+/* hear takes one entry in; 1 when it denies, which nothing outweighs. Not inlined, so that the verifier need not go
+ * through it for each probe anew. */
+__noinline int hear(const struct entry *e, struct search *f)
 {
+	if (!e || !f)
+		return 0;
 	if (slot_active(&e->deny, f)) {
 		f->deny = e->deny.rule;
-		return true;
+		return 1;
 	}
 	if (slot_active(&e->audit, f) && !f->audit)
 		f->audit = e->audit.rule;
@@ -112,7 +115,7 @@ static __always_inline bool hear(const struct entry *e, struct search *f)
 	} else if (!f->stale) {
 		f->stale = e->allow.rule;
 	}
-	return false;
+	return 0;
 }
 
 /* probe makes every probe, the most specific first; true when one denies. */

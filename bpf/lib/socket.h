@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /* What the kernel knows of the moment: the time, and whose socket it is. The object for tests (SIGNET_TEST) takes all
- * of it from a map instead, because the test harness has no sockets; the agent never loads that object. */
+ * of it from a map instead, because the test harness has no sockets; the agent never loads that object. The twin that answers questions (SIGNET_TWIN, beside
+ * SIGNET_TEST) is asked about sockets in the same way. */
 #pragma once
 
 #include "maps.h"
@@ -53,6 +54,10 @@ static __always_inline __u64 now_ns(void)
 {
 	struct test_input *in = test_input();
 
+#ifdef SIGNET_TWIN
+	if (in && !in->now) /* the time is part of the question only where it is set */
+		return bpf_ktime_get_ns();
+#endif
 	return in ? in->now : 0;
 }
 

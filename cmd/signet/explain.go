@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/signet-overlay/signet/agent/localapi"
 	"github.com/signet-overlay/signet/coordinator/api/apitypes"
 	"github.com/signet-overlay/signet/internal/policy"
 )
@@ -52,8 +53,7 @@ func (a *app) explainCommand() *cobra.Command {
 func (a *app) explain(ctx context.Context, r apitypes.ExplainRequest) error {
 	c, err := a.client()
 	if errors.Is(err, errNoAPI) {
-		// The contract's twin on hosts needs the loaded program; only the coordinator's evaluator is there.
-		return withHint(notBuilt("signet explain on a host, without the API,"), "give --api URL and --token-file FILE to ask the coordinator")
+		return a.explainHere(ctx, r)
 	}
 	if err != nil {
 		return err
@@ -72,6 +72,39 @@ func (a *app) explain(ctx context.Context, r apitypes.ExplainRequest) error {
 		row(w, "expected:", x.Expected)
 		for _, n := range x.Nearest {
 			row(w, "nearest:", fmt.Sprintf("%s (%s), but %s", n.Rule, n.At, n.Fails))
+		}
+		if x.Remedy != "" {
+			row(w, "remedy:", x.Remedy)
+		}
+		for _, warning := range x.Warnings {
+			row(w, "warning:", warning)
+		}
+	})
+}
+
+// explainHere asks the agent of this host, which asks a dry-run twin of the judge in force.
+func (a *app) explainHere(ctx context.Context, r apitypes.ExplainRequest) error {
+	x, err := a.agent().Explain(ctx, localapi.ExplainRequest{From: r.From, To: r.To, Port: r.Port})
+	if err != nil {
+		return err
+	}
+	return a.print(x, func(w io.Writer) {
+		row(w, strings.ToUpper(x.Verdict.String()), fmt.Sprintf("%v at %s, policy revision %d", x.Code, x.Stage, x.PolicyRevision))
+		for _, end := range []struct {
+			label string
+			localapi.ExplainedEnd
+		}{{"from:", x.From}, {"to:", x.To}} {
+			row(w, end.label, explainedEnd(apitypes.Peer{ID: end.ID.String(), Number: uint32(end.Number), Node: end.Node}))
+		}
+		row(w, "service:", x.Service)
+		row(w, "rule:", x.Rule)
+		row(w, "observed:", x.Observed)
+		row(w, "expected:", x.Expected)
+		for _, n := range x.Nearest {
+			row(w, "nearest:", fmt.Sprintf("%s, but %s", n.Rule, n.Fails))
+		}
+		for _, h := range x.Hooks {
+			row(w, h.Hook+":", strings.TrimSpace(fmt.Sprintf("%v %v %s", h.Verdict, h.Code, h.Rule)))
 		}
 		if x.Remedy != "" {
 			row(w, "remedy:", x.Remedy)

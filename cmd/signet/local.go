@@ -271,6 +271,9 @@ func localWorkloadTable(w io.Writer, list []localapi.Workload) {
 		where := wl.Why
 		if wl.Matched {
 			where = strings.Join(wl.Cgroups, ", ")
+			if wl.Interface != "" {
+				where = strings.TrimPrefix(where+", behind "+wl.Interface, ", ")
+			}
 		}
 		row(w, wl.ID.Short(), wl.Number, join(wl.Addresses), strings.Join(wl.Selectors, ", "), yes(wl.Matched), where)
 	}

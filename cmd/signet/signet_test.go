@@ -256,6 +256,12 @@ func (b *bench) cannedAgent() {
 		Peers: []localapi.NetcheckPeer{{Node: "db-1", Endpoint: netip.MustParseAddrPort("192.0.2.4:51820"), Up: true, HandshakeSeconds: 4}, {Node: "dark", HandshakeSeconds: -1}},
 		Notes: []string{"NAT traversal is not there yet."},
 	}
+	b.answers["POST /v1/explain"] = localapi.Explanation{
+		Verdict: flow.Deny, Code: flow.NoRule, Stage: "egress", PolicyRevision: 3, From: localapi.ExplainedEnd{ID: id(b.t, "spiffe://settler.example/app/webhook"), Number: 258, Node: "api-1"},
+		To: localapi.ExplainedEnd{ID: id(b.t, "spiffe://settler.example/data/postgres"), Number: 259, Node: "db-1"}, Service: "tcp/5432",
+		Observed: "it would be denied at connect", Expected: "an allow rule", Nearest: []localapi.Near{{Rule: "api-to-postgres", Action: "allow", Fails: "allow: it does not allow tcp/5432 now"}},
+		Remedy: "add a rule", Hooks: []localapi.ExplainedHook{{Hook: "connect", Verdict: flow.Deny, Code: flow.NoRule}},
+	}
 	b.answers["POST /v1/up"] = localapi.UpReply{Node: node, State: localapi.StatePending, Enrolled: true}
 	b.answers["POST /v1/down"] = struct{}{}
 	end := func(who string, ip string) flow.End {

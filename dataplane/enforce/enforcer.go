@@ -120,7 +120,7 @@ func load(cfg Config) (*ebpf.Collection, *migration, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+	coll, err := loadPrograms(spec, ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: cfg.maps()}, MapReplacements: moved.replacements(),
 	})
 	if err != nil {

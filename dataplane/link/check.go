@@ -37,7 +37,11 @@ func Differences(ctx context.Context, s Spec) ([]string, error) {
 		return nil, err
 	}
 	for _, r := range behind {
-		out = append(out, routeDifference(routes[family(prefixOf(r))], r)...)
+		// One that is missing is put in without a word: its device may just have come up.
+		have := routes[family(prefixOf(r))]
+		if slices.ContainsFunc(have, func(h netlink.Route) bool { return prefixOf(h) == prefixOf(r) && h.Priority == r.Priority }) {
+			out = append(out, routeDifference(have, r)...)
+		}
 	}
 	l, err := find(s.Interface)
 	if errors.Is(err, ErrNoInterface) {

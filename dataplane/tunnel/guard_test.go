@@ -123,7 +123,7 @@ func BenchmarkGuard(b *testing.B) {
 // TestQdiscBypassIsStopped sends with PACKET_QDISC_BYPASS, which no tc program sees, from an address that is not the
 // host's own. The same packet from its own address arrives.
 func TestQdiscBypassIsStopped(t *testing.T) {
-	a, b := newPair(t)
+	a, b := newPair(t, bothEmbedded)
 	eventually(t, 2*time.Second, "a handshake", func() bool { return a.status(b.private.Public()).Up })
 	for name, c := range map[string]struct{ forged, own []byte }{
 		"v4": {packet4("198.18.0.99"), packet4(a.v4().String())},
@@ -182,7 +182,7 @@ func (h *host) bypass(packet []byte) {
 // TestRefusedSourceIsCounted has a host send from an address that its peer does not know as its own: cryptokey
 // routing drops it there, and the drop is counted for that peer. This also pins the engine's log formats.
 func TestRefusedSourceIsCounted(t *testing.T) {
-	a, b := newPair(t)
+	a, b := newPair(t, bothEmbedded)
 	peer := a.private.Public()
 	eventually(t, 2*time.Second, "a handshake", func() bool { return b.status(peer).Up })
 	extra4, extra6 := netip.MustParseAddr("198.18.0.50"), netip.MustParseAddr("fd5e::50")

@@ -96,8 +96,9 @@ func (s *space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid()
 type host struct {
 	*space
 	number  int
+	kind    string
 	private key.Private
-	tunnel  *Userspace
+	tunnel  engine
 }
 
 const (
@@ -122,13 +123,12 @@ func (h *host) peer() Peer {
 }
 
 // open starts the engine and sets addresses and routes the way package link does.
-func (h *host) open() *Userspace {
+func (h *host) open() engine {
 	h.t.Helper()
 	var err error
 	h.do(func() {
-		h.tunnel, err = OpenUserspace(h.t.Context(), Config{
-			Name: device0, ListenPort: testPort, PrivateKey: h.private, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		})
+		cfg := Config{Name: device0, ListenPort: testPort, PrivateKey: h.private, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		h.tunnel, err = openKind(h.t.Context(), h.kind, cfg)
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -188,11 +188,11 @@ func newPrivate(t testing.TB) key.Private {
 }
 
 // newHosts makes two hosts that a veth joins. Their tunnels are not open yet.
-func newHosts(t testing.TB) (a, b *host) {
+func newHosts(t testing.TB, of kinds) (a, b *host) {
 	t.Helper()
 	needRoot(t)
-	a = &host{space: newSpace(t), number: 1, private: newPrivate(t)}
-	b = &host{space: newSpace(t), number: 2, private: newPrivate(t)}
+	a = &host{space: newSpace(t), number: 1, kind: of[0], private: newPrivate(t)}
+	b = &host{space: newSpace(t), number: 2, kind: of[1], private: newPrivate(t)}
 	a.ip("link add under0 type veth peer name under0 netns " + b.path())
 	for _, h := range []*host{a, b} {
 		h.ip(fmt.Sprintf("addr add %s/24 dev under0", h.underlay()))
@@ -203,9 +203,9 @@ func newHosts(t testing.TB) (a, b *host) {
 }
 
 // newPair makes two hosts with running tunnels that know each other.
-func newPair(t testing.TB) (a, b *host) {
+func newPair(t testing.TB, of kinds) (a, b *host) {
 	t.Helper()
-	a, b = newHosts(t)
+	a, b = newHosts(t, of)
 	for _, h := range []*host{a, b} {
 		tun := h.open()
 		t.Cleanup(func() { _ = tun.Close() })

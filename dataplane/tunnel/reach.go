@@ -24,7 +24,11 @@ const (
 )
 
 // routineEndpoints tries peers at their endpoints. Close ends it and waits for it.
-func (u *Userspace) routineEndpoints(ctx context.Context) {
+func (u *Userspace) routineEndpoints(ctx context.Context) { lookUntil(ctx, u.now, u.soon, u.look) }
+
+// lookUntil calls look when it is due, which look itself says, or when it is woken: at once by wakeNow, within soonGap by
+// wakeSoon. It returns when ctx ends.
+func lookUntil(ctx context.Context, wakeNow, wakeSoon <-chan struct{}, look func(now time.Time) (wait time.Duration)) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var looked, due time.Time
@@ -32,15 +36,15 @@ func (u *Userspace) routineEndpoints(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-u.now:
+		case <-wakeNow:
 			due = earlier(due, looked.Add(lookGap))
-		case <-u.soon:
+		case <-wakeSoon:
 			due = earlier(due, looked.Add(soonGap))
 		case <-timer.C:
 		}
 		now := time.Now()
 		if !now.Before(due) {
-			wait := u.look(now)
+			wait := look(now)
 			looked, due = now, now.Add(min(max(wait, lookGap), soonGap*3600))
 		}
 		timer.Reset(time.Until(due))

@@ -20,7 +20,11 @@ import (
 // TestCandidatesAreTried gives a peer whose first endpoints answer nothing, one of them not even routed.
 func TestCandidatesAreTried(t *testing.T) {
 	t.Parallel()
-	a, b := newPair(t)
+	testCandidatesAreTried(t, bothEmbedded)
+}
+
+func testCandidatesAreTried(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	if err := a.tunnel.Delete(t.Context(), b.private.Public()); err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +51,11 @@ func TestCandidatesAreTried(t *testing.T) {
 
 func TestHandshake(t *testing.T) {
 	t.Parallel()
-	a, b := newPair(t)
+	testHandshake(t, bothEmbedded)
+}
+
+func testHandshake(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	peer := b.private.Public()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -87,7 +95,11 @@ func TestHandshake(t *testing.T) {
 // its other endpoint is tried.
 func TestUnansweredIsNoticed(t *testing.T) {
 	t.Parallel()
-	a, b := newPair(t)
+	testUnansweredIsNoticed(t, bothEmbedded)
+}
+
+func testUnansweredIsNoticed(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	peer := b.private.Public()
 	eventually(t, 2*time.Second, "a handshake", func() bool { return a.status(peer).Up })
 	p := b.peer()
@@ -127,7 +139,7 @@ func (l *lockedBuffer) String() string {
 }
 
 func TestNoSecretsInLogs(t *testing.T) {
-	a, b := newHosts(t)
+	a, b := newHosts(t, bothEmbedded)
 	var log lockedBuffer
 	var err error
 	a.do(func() {
@@ -193,7 +205,11 @@ func TestNoPermission(t *testing.T) {
 }
 
 func TestRoutesChanged(t *testing.T) {
-	a, b := newPair(t)
+	testRoutesChanged(t, bothEmbedded)
+}
+
+func testRoutesChanged(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	peer := b.private.Public()
 	eventually(t, 2*time.Second, "a handshake", func() bool { return a.status(peer).Up })
 	a.ip("addr add 10.99.0.11/24 dev under0")

@@ -181,6 +181,12 @@ func (u *Userspace) RoutesChanged(ctx context.Context) error {
 // RefusedOwn counts packets that were about to leave with a source address that is not this host's own.
 func (u *Userspace) RefusedOwn() uint64 { return u.guard.foreign.Load() }
 
+// Kind is what status calls this engine.
+func (u *Userspace) Kind() string { return "userspace" }
+
+// Limits says what this engine does not do and another one does: nothing.
+func (u *Userspace) Limits() []string { return nil }
+
 // Done is closed when the engine has ended: by Close, or because its network device was deleted by somebody else.
 func (u *Userspace) Done() <-chan struct{} { return u.engine.Wait() }
 

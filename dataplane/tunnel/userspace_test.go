@@ -17,7 +17,11 @@ import (
 )
 
 func TestTwoHostsExchange(t *testing.T) {
-	a, b := newPair(t)
+	testTwoHostsExchange(t, bothEmbedded)
+}
+
+func testTwoHostsExchange(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	took := eventually(t, 2*time.Second, "a handshake after creation, without traffic", func() bool {
 		return a.status(b.private.Public()).Up && b.status(a.private.Public()).Up
 	})
@@ -48,7 +52,11 @@ func TestTwoHostsExchange(t *testing.T) {
 }
 
 func TestOpenLeavesLinkDown(t *testing.T) {
-	a, _ := newHosts(t)
+	testOpenLeavesLinkDown(t, bothEmbedded)
+}
+
+func testOpenLeavesLinkDown(t *testing.T, of kinds) {
+	a, _ := newHosts(t, of)
 	tun := a.open()
 	defer tun.Close()
 	a.up()
@@ -61,7 +69,7 @@ func TestOpenLeavesLinkDown(t *testing.T) {
 }
 
 func TestDeviceOutlivesEngine(t *testing.T) {
-	a, b := newPair(t)
+	a, b := newPair(t, bothEmbedded)
 	to := b.echo(b.v4())
 	c, err := a.dial(to, 2*time.Second)
 	if err != nil {
@@ -164,7 +172,7 @@ func child(text string) error {
 }
 
 func TestKilledEngine(t *testing.T) {
-	a, b := newHosts(t)
+	a, b := newHosts(t, bothEmbedded)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"="+fmt.Sprintf("%x", b.private.Reveal()))
 	cmd.Stderr = os.Stderr
@@ -209,7 +217,7 @@ func TestKilledEngine(t *testing.T) {
 }
 
 func TestRemoveDevice(t *testing.T) {
-	a, _ := newHosts(t)
+	a, _ := newHosts(t, bothEmbedded)
 	a.open().Close()
 	a.do(func() {
 		for range 2 { // the second time it is not there, which is success
@@ -227,7 +235,11 @@ func TestRemoveDevice(t *testing.T) {
 }
 
 func TestDeletedDeviceEndsEngine(t *testing.T) {
-	a, _ := newHosts(t)
+	testDeletedDeviceEndsEngine(t, bothEmbedded)
+}
+
+func testDeletedDeviceEndsEngine(t *testing.T, of kinds) {
+	a, _ := newHosts(t, of)
 	tun := a.open()
 	defer tun.Close()
 	a.up()
@@ -243,7 +255,7 @@ func TestDeletedDeviceEndsEngine(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	a, _ := newHosts(t)
+	a, _ := newHosts(t, bothEmbedded)
 	a.do(func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -264,7 +276,11 @@ func TestPortInUse(t *testing.T) {
 }
 
 func TestUpdateIsIdempotent(t *testing.T) {
-	a, b := newPair(t)
+	testUpdateIsIdempotent(t, bothEmbedded)
+}
+
+func testUpdateIsIdempotent(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	peer := b.private.Public()
 	eventually(t, 2*time.Second, "a handshake", func() bool { return a.status(peer).Up })
 	before := a.status(peer)
@@ -286,7 +302,11 @@ func TestUpdateIsIdempotent(t *testing.T) {
 }
 
 func TestAddressMovesBetweenPeers(t *testing.T) {
-	a, b := newPair(t)
+	testAddressMovesBetweenPeers(t, bothEmbedded)
+}
+
+func testAddressMovesBetweenPeers(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	thief := Peer{Key: newPrivate(t).Public(), AllowedIPs: b.peer().AllowedIPs[:1]}
 	a.update(thief)
 	if s := a.status(b.private.Public()); s.AllowedIPs != 1 {
@@ -302,7 +322,11 @@ func TestAddressMovesBetweenPeers(t *testing.T) {
 }
 
 func TestDeleteAndPrune(t *testing.T) {
-	a, b := newPair(t)
+	testDeleteAndPrune(t, bothEmbedded)
+}
+
+func testDeleteAndPrune(t *testing.T, of kinds) {
+	a, b := newPair(t, of)
 	other := Peer{Key: newPrivate(t).Public()}
 	a.update(other)
 	for range 2 {
@@ -321,7 +345,11 @@ func TestDeleteAndPrune(t *testing.T) {
 }
 
 func TestRefusesPeers(t *testing.T) {
-	a, _ := newHosts(t)
+	testRefusesPeers(t, bothEmbedded)
+}
+
+func testRefusesPeers(t *testing.T, of kinds) {
+	a, _ := newHosts(t, of)
 	tun := a.open()
 	defer tun.Close()
 	k := newPrivate(t).Public()

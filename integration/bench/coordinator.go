@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/signet-overlay/signet/coordinator/api/apitypes"
-	"github.com/signet-overlay/signet/dataplane/enforce"
 	"github.com/signet-overlay/signet/integration/netlab"
 	"github.com/signet-overlay/signet/integration/scenario"
 )
@@ -21,18 +20,6 @@ const (
 	policyChanges = 50
 	enrolments    = 500
 )
-
-// judge measures the established path in the kernel, net of the harness.
-func (b *bench) judge(context.Context) error {
-	for _, entries := range []int{10, 100_000} {
-		ns, err := enforce.BenchEstablished(entries)
-		if err != nil {
-			return err
-		}
-		b.atMost(fmt.Sprintf("judge/established/entries=%d", entries), ns, "ns", 80)
-	}
-	return nil
-}
 
 // policy measures from the moment a change is sent to the API until a host has it in its kernel: one
 // sample for each change and host.

@@ -41,10 +41,10 @@ type bench struct {
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated names of benchmarks; empty runs all: judge, tcp, idle, policy, enrol")
+	only := flag.String("only", "", "comma-separated names of benchmarks; empty runs all: judge, tcp, ping, idle, policy, enrol")
 	pairs := flag.Int("pairs", 10, "interleaved pairs of each throughput comparison")
 	seconds := flag.Int("seconds", 4, "length of one throughput measurement")
-	entries := flag.String("entries", "", "measure throughput only at this many policy entries: 10 or 100000")
+	entries := flag.String("entries", "", "measure throughput only at this many policy entries: 10, 100000 or 1000000")
 	bin := flag.String("bin", "bin", "folder with the built programs")
 	flag.Parse()
 	if missing := netlab.Missing(); len(missing) > 0 {
@@ -53,6 +53,17 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if flag.Arg(0) == meshVerb {
+		h, err := readMeshHost(os.Stdin)
+		if err == nil {
+			err = h.serve(ctx, os.Stdout)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, *only, *bin, bench{pairs: *pairs, seconds: *seconds, only: *entries}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -76,7 +87,7 @@ func run(ctx context.Context, only, bin string, b bench) error {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"judge", b.judge}, {"tcp", b.tcp}, {"idle", b.idle}, {"policy", b.policy}, {"enrol", b.enrol}} {
+	}{{"judge", b.judge}, {"tcp", b.tcp}, {"tcp", b.million}, {"ping", b.ping}, {"idle", b.idle}, {"policy", b.policy}, {"enrol", b.enrol}} {
 		if only != "" && !strings.Contains(","+only+",", ","+part.name+",") {
 			continue
 		}

@@ -11,6 +11,8 @@
 //	probe script CONFIG               the same host, with the packets that are read from standard input
 //	probe attack JSON                 one thing that a hostile process does (package attack)
 //	probe share ADDR                  udp on a port that others share (SO_REUSEPORT)
+//	probe pulse serve|dial FIRST COUNT ADDR...     many flows that are busy in both directions (package pulse)
+//	probe storm socket|raw RATE ...   datagrams that nobody may get, at a rate (package pulse)
 //	probe witness PORT...             prints all that reaches this cgroup, and serves the ports
 //
 // Every run ends by itself after ten minutes.
@@ -27,6 +29,7 @@ import (
 	"time"
 
 	"github.com/signet-overlay/signet/integration/probe/attack"
+	"github.com/signet-overlay/signet/integration/probe/pulse"
 	"github.com/signet-overlay/signet/integration/probe/rogue"
 )
 
@@ -78,6 +81,10 @@ func run(ctx context.Context, args []string) error {
 		return attack.Main(ctx, rest[0])
 	case verb == "share" && len(rest) == 1:
 		return attack.Share(ctx, rest[0], os.Stdout)
+	case verb == "pulse":
+		return pulse.Run(ctx, rest)
+	case verb == "storm":
+		return pulse.Storm(ctx, rest)
 	case verb == "witness":
 		return attack.Witness(ctx, rest, os.Stdout)
 	}

