@@ -243,7 +243,7 @@ func (a *Agent) sayReady() {
 // planeConfig is how to open the dataplane; ok is false while it should not be open.
 func (a *Agent) planeConfig() (dataplane.Config, bool) {
 	cfg := dataplane.Config{Interface: a.cfg.Interface, ListenPort: a.cfg.ListenPort, MTU: dataplane.DefaultMTU,
-		CgroupRoot: a.root, BPFFS: a.cfg.BPFFS, Logger: a.log, AcceptGaps: a.cfg.AcceptGaps,
+		CgroupRoot: a.root, BPFFS: a.cfg.BPFFS, Logger: a.log, AcceptGaps: a.cfg.AcceptGaps, Tunnel: a.cfg.Tunnel,
 		Handshakes: dataplane.HandshakeGuard(a.cfg.Handshakes)}
 	id := a.id.Load()
 	if id == nil || !id.Overlay4.IsValid() {

@@ -171,9 +171,7 @@ func (c *Config) check() error {
 // checkBuilt refuses by name what is known and not built yet.
 func (c *Config) checkBuilt() error {
 	switch c.Tunnel {
-	case auto, "userspace":
-	case "kernel":
-		return fmt.Errorf("tunnel: kernel is %w; use auto or userspace", policy.ErrNotBuilt)
+	case dataplane.TunnelAuto, dataplane.TunnelUserspace, dataplane.TunnelKernel:
 	default:
 		return fmt.Errorf("tunnel: %q is none of auto, userspace, kernel", c.Tunnel)
 	}

@@ -51,7 +51,6 @@ func TestConfig(t *testing.T) {
 		"endpoints: [example.com]":                        "endpoints",
 		"endpoints: ['127.0.0.1:4']":                      "endpoints",
 		"cgroup_root: here":                               "cgroup_root",
-		"tunnel: kernel":                                  "not built yet",
 		"tunnel: other":                                   "tunnel",
 		"workload_api: unix:///run/spire.sock":            "not built yet",
 		"metrics: 0.0.0.0:7491":                           "not built yet",

@@ -42,10 +42,18 @@ type Config struct {
 	Handshakes HandshakeGuard
 	AcceptGaps []string // names of gaps that the operator accepts (GapNames); without one that this host has, nothing starts
 	Clsact     bool     // judge devices by clsact even where the kernel has tcx
+	Tunnel     string   // which WireGuard: TunnelKernel, TunnelUserspace, or TunnelAuto, which "" means too
 
 	filters enforce.Filters // set by Open and Release
 	without []string        // hooks that are taken for missing, for tests
 }
+
+// Values of Config.Tunnel.
+const (
+	TunnelAuto      = "auto" // the kernel's where it works, the embedded one otherwise
+	TunnelKernel    = "kernel"
+	TunnelUserspace = "userspace"
+)
 
 // DefaultMTU leaves room for WireGuard over IPv6 on an underlay of 1500 bytes.
 const DefaultMTU = 1420
@@ -108,17 +116,54 @@ type Dataplane struct {
 	floodErr error          // why it is not there, though it is asked for
 }
 
+// engine is what both kinds of tunnel can do.
+type engine interface {
+	tunnel.Device
+	lifecycle
+	reacher
+	Kind() string
+	// Limits says in plain sentences what the other kind does and this one does not.
+	Limits() []string
+}
+
+// lifecycle is how an engine starts and ends.
+type lifecycle interface {
+	Up(ctx context.Context) error
+	ListenPort() int
+	Done() <-chan struct{}
+	SetOwnAddresses(addrs []netip.Addr)
+	RefusedOwn() uint64
+}
+
+// reacher is how an engine gets to peers.
+type reacher interface {
+	RoutesChanged(ctx context.Context) error
+	Handshake(ctx context.Context, k key.Public) (time.Duration, error)
+}
+
 // engineSlot holds the tunnel's engine: another one takes its place when somebody removes the device underneath it.
 type engineSlot struct {
-	mu     sync.Mutex
-	tunnel *tunnel.Userspace // nil before open
+	mu       sync.Mutex
+	tunnel   engine // nil before open
+	fallback string // why TunnelAuto took the embedded engine; "" when it did not
 }
 
 // tunnel is the engine of now.
-func (d *Dataplane) tunnel() *tunnel.Userspace {
+func (d *Dataplane) tunnel() engine {
 	d.engine.mu.Lock()
 	defer d.engine.mu.Unlock()
 	return d.engine.tunnel
+}
+
+// tunnelWarnings says what is not as it could be with the tunnel.
+func (d *Dataplane) tunnelWarnings() []string {
+	d.engine.mu.Lock()
+	now, fallback := d.engine.tunnel, d.engine.fallback
+	d.engine.mu.Unlock()
+	if fallback != "" {
+		return append([]string{fallback}, now.Limits()...)
+	}
+	return now.Limits()
 }
 
 // hostState is what Repair needs to put back.
@@ -181,14 +226,12 @@ func (d *Dataplane) open(ctx context.Context) error {
 // openTunnel makes or adopts the tunnel's device and attaches the judge to it. The device is not up afterwards, unless it
 // was before.
 func (d *Dataplane) openTunnel(ctx context.Context) error {
-	engine, err := tunnel.OpenUserspace(ctx, tunnel.Config{
-		Name: d.cfg.Interface, MTU: d.cfg.MTU, ListenPort: d.cfg.ListenPort, PrivateKey: d.cfg.PrivateKey, Logger: d.cfg.Logger,
-	})
+	next, fallback, err := chooseTunnel(ctx, d.cfg)
 	if err != nil {
 		return err
 	}
 	d.engine.mu.Lock()
-	d.engine.tunnel = engine
+	d.engine.tunnel, d.engine.fallback = next, fallback
 	d.engine.mu.Unlock()
 	i, err := net.InterfaceByName(d.cfg.Interface)
 	if err != nil {
@@ -198,6 +241,72 @@ func (d *Dataplane) openTunnel(ctx context.Context) error {
 		return fmt.Errorf("judge %s: %w", d.cfg.Interface, err)
 	}
 	return nil
+}
+
+// chooseTunnel opens the engine that is wanted. fallback says why it is not the kernel's, where that was preferred.
+func chooseTunnel(ctx context.Context, cfg Config) (next engine, fallback string, err error) {
+	tc := tunnel.Config{Name: cfg.Interface, MTU: cfg.MTU, ListenPort: cfg.ListenPort, PrivateKey: cfg.PrivateKey, Logger: cfg.Logger}
+	kernel, fallback, err := wantKernel(cfg.Tunnel)
+	if err != nil {
+		return nil, "", err
+	}
+	if kernel {
+		next, err := openKernel(ctx, tc)
+		if err != nil {
+			return nil, "", err
+		}
+		return next, "", nil
+	}
+	if fallback != "" {
+		cfg.Logger.Info(fallback)
+	}
+	removed, err := link.RemoveWireGuard(cfg.Interface)
+	if err != nil {
+		return nil, "", fmt.Errorf("make room for the embedded engine: %w", err)
+	}
+	if removed {
+		cfg.Logger.Warn("the tunnel changed its kind: the kernel's WireGuard device that was there is replaced, and its sessions begin anew", "device", cfg.Interface)
+	}
+	u, err := tunnel.OpenUserspace(ctx, tc)
+	if err != nil {
+		return nil, "", err
+	}
+	return u, fallback, nil
+}
+
+// wantKernel decides which engine it is to be, by what this host can do. That it cannot is an error only where nothing else
+// is wanted.
+func wantKernel(kind string) (kernel bool, fallback string, err error) {
+	switch kind {
+	case TunnelUserspace:
+		return false, "", nil
+	case TunnelKernel, TunnelAuto, "":
+	default:
+		return false, "", fmt.Errorf("tunnel kind %q is none of %s, %s, %s", kind, TunnelAuto, TunnelKernel, TunnelUserspace)
+	}
+	err = link.ProbeWireGuard()
+	switch {
+	case err == nil:
+		return true, "", nil
+	case kind == TunnelKernel:
+		return false, "", fmt.Errorf("tunnel: %s: %w; use %s or %s", TunnelKernel, err, TunnelAuto, TunnelUserspace)
+	}
+	return false, err.Error() + "; using the embedded engine", nil
+}
+
+// openKernel opens the kernel's engine. A TUN device that the embedded one left is replaced: what catches overlay traffic
+// meanwhile are the routes without a device, and the new one is not up before the judge is attached to it.
+func openKernel(ctx context.Context, tc tunnel.Config) (*tunnel.Kernel, error) {
+	device := func(name string, mtu int) (tunnel.Carrier, error) { return link.OpenWireGuard(name, mtu) }
+	k, err := tunnel.OpenKernel(ctx, tc, device)
+	if !errors.Is(err, link.ErrTUN) {
+		return k, err
+	}
+	if err := tunnel.RemoveDevice(tc.Name); err != nil {
+		return nil, fmt.Errorf("make room for the kernel's WireGuard: %w", err)
+	}
+	tc.Logger.Warn("the tunnel changed its kind: the embedded engine's TUN device that was there is replaced, and its sessions begin anew", "device", tc.Name)
+	return tunnel.OpenKernel(ctx, tc, device)
 }
 
 func enforceConfig(cfg Config) enforce.Config {
@@ -356,7 +465,7 @@ func (d *Dataplane) Candidates() ([]netip.AddrPort, error) {
 	return link.Candidates(d.cfg.ListenPort, link.Exclude{Interfaces: []string{d.cfg.Interface}, Prefixes: []netip.Prefix{d.cfg.Overlay4, d.cfg.Overlay6}})
 }
 
-// Close stops the tunnel's engine and leaves everything else in place.
+// Close stops the tunnel's engine and leaves everything else in place; with the kernel's, traffic goes on.
 func (d *Dataplane) Close() error {
 	var errs []error
 	if t := d.tunnel(); t != nil {
@@ -377,8 +486,12 @@ func (d *Dataplane) Close() error {
 func Release(cfg Config) error {
 	spec := link.Spec{Interface: cfg.Interface, MTU: cfg.MTU, Overlay: []netip.Prefix{cfg.Overlay4, cfg.Overlay6}}
 	// The device goes before the judge: until then nothing can pass unjudged, and afterwards nothing can pass.
-	if err := tunnel.RemoveDevice(cfg.Interface); err != nil {
+	if removed, err := link.RemoveWireGuard(cfg.Interface); err != nil {
 		return err
+	} else if !removed {
+		if err := tunnel.RemoveDevice(cfg.Interface); err != nil {
+			return err
+		}
 	}
 	filters, err := link.NewClsact()
 	if err != nil {
@@ -388,11 +501,15 @@ func Release(cfg Config) error {
 	return errors.Join(enforce.Release(enforceConfig(cfg)), filters.Close(), link.Release(context.Background(), spec))
 }
 
-// Preflight refuses hosts on which the dataplane cannot work: no TUN device, no BPF permission, a gap that nobody has
+// Preflight refuses hosts on which the dataplane cannot work: no WireGuard of the wanted kind, no BPF permission, a gap that nobody has
 // accepted, an overlay range that the host already routes elsewhere. The error names the culprit.
 func Preflight(cfg Config) error {
-	if _, err := tunnel.Probe(); err != nil {
+	if kernel, _, err := wantKernel(cfg.Tunnel); err != nil {
 		return err
+	} else if !kernel {
+		if _, err := tunnel.Probe(); err != nil {
+			return err
+		}
 	}
 	if err := enforce.MountBPFFS(cfg.BPFFS); err != nil {
 		return err

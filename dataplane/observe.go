@@ -100,11 +100,12 @@ const clsactMeans = "devices are judged by clsact filters, because this kernel h
 
 // Status reports what is attached, what is counted, and what is not guarded.
 func (d *Dataplane) Status() Status {
-	s := Status{TunnelKind: "userspace", Interface: d.cfg.Interface, Port: d.tunnel().ListenPort(), Mode: "enforce", Healthy: true,
+	s := Status{TunnelKind: d.tunnel().Kind(), Interface: d.cfg.Interface, Port: d.tunnel().ListenPort(), Mode: "enforce", Healthy: true,
 		Warnings: slices.Clone(unguarded)}
 	if why := d.revoking.why(); why != "" {
 		s.Warnings = append(s.Warnings, "connections that are taken back stop at once, but their programs see a timeout instead of a reset: "+why)
 	}
+	s.Warnings = append(s.Warnings, d.tunnelWarnings()...)
 	for _, f := range d.gaps {
 		s.Warnings = append(s.Warnings, "accepted gap "+f.name+": "+f.means)
 	}

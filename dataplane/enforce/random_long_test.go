@@ -131,7 +131,7 @@ func TestRandomPackets(t *testing.T) {
 	t.Logf("seed %d: %d packets, %d loads with a difference, %d views, %.0f packets a second; by reason: %v",
 		seed, done, different, len(views), rate, verdicts)
 	for _, r := range []flow.Reason{flow.PolicyAllow, flow.NoRule, flow.CTInvalid, flow.CTFull, flow.Malformed, flow.Fragment, flow.SpoofedSource} {
-		if verdicts[r] == 0 && !t.Failed() {
+		if verdicts[r] == 0 && done >= packetsDefault && !t.Failed() {
 			t.Errorf("no packet was judged %v: the generator has lost its bite", r)
 		}
 	}

@@ -3,7 +3,8 @@
 //
 // It is the only importer of netlink in the product. It changes only what belongs to the tunnel device and the routes
 // marked with its own routing protocol number; it reads everything else, to find overlaps, candidates for WireGuard
-// endpoints, and changes. It makes no device (package tunnel does) and judges no packet.
+// endpoints, and changes. Of devices it makes only the kernel's WireGuard device (wireguard.go; package tunnel makes the
+// TUN device, and drives both), and it judges no packet.
 //
 // All functions work in the network namespace of the calling thread. Each may be repeated: what is already as it
 // should be is not touched.

@@ -2,10 +2,10 @@ package tunnel
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"time"
 
+	"github.com/signet-overlay/signet/dataplane/link"
 	"github.com/signet-overlay/signet/internal/key"
 )
 
@@ -28,14 +28,17 @@ type lifecycle interface {
 // kinds are the engines of the hosts a and b.
 type kinds [2]string
 
-const embedded = "userspace"
+const (
+	embedded = "userspace"
+	kernel   = "kernel"
+)
 
 var bothEmbedded = kinds{embedded, embedded}
 
 // openKind opens an engine in the namespace of the calling thread.
 func openKind(ctx context.Context, kind string, cfg Config) (engine, error) {
-	if kind != embedded {
-		return nil, fmt.Errorf("no engine of kind %s", kind)
+	if kind == kernel {
+		return OpenKernel(ctx, cfg, func(name string, mtu int) (Carrier, error) { return link.OpenWireGuard(name, mtu) })
 	}
 	return OpenUserspace(ctx, cfg)
 }

@@ -62,8 +62,10 @@ type PeerStatus struct {
 	RxBytes       uint64    // on the underlay, WireGuard's overhead included
 	TxBytes       uint64
 	AllowedIPs    int
-	Up            bool   // a session is live: it is less than three minutes old and the peer answers
-	RefusedSource uint64 // inner packets whose source was not bound to the peer; cryptokey routing dropped them
+	Up            bool // a session is live: it is less than three minutes old and the peer answers
+	// RefusedSource counts inner packets whose source was not bound to the peer; cryptokey routing dropped them. The
+	// kernel's engine cannot tell peers apart and leaves it 0: see Kernel.Limits.
+	RefusedSource uint64
 }
 
 // Device is a WireGuard interface. Every method may be called again with the same arguments, and by several callers.
@@ -78,7 +80,7 @@ type Device interface {
 	// Status returns all peers, ordered by key.
 	Status() ([]PeerStatus, error)
 	// Close stops the engine. The network device stays, so that programs attached to it go on judging and routes to
-	// it go on dropping.
+	// it go on dropping; that of the kernel's engine carries traffic too.
 	Close() error
 }
 

@@ -36,6 +36,7 @@ type heavy struct {
 
 var heavies = []heavy{
 	{"github.com/tailscale/wireguard-go", []string{"dataplane/tunnel"}, "kernel and embedded WireGuard behave the same behind one interface"},
+	{"golang.zx2c4.com/wireguard/wgctrl", []string{"dataplane/tunnel"}, "the kernel's WireGuard is one of the two engines behind that interface"},
 	{"golang.zx2c4.com/wireguard", []string{"integration/probe", "integration/probe/rogue"}, "the original WireGuard engine is what ours is compared and interoperates with, and is in no shipped program"},
 	{"github.com/vishvananda/netlink", []string{"dataplane/link", "integration/netlab"}, "links, addresses and routes change in one place that can undo it"},
 	{"github.com/cilium/ebpf", []string{"bpf", "dataplane/enforce", "dataplane/revoke", "integration/bench"}, "what is pinned outlives the process, so one owner knows all of it"},
@@ -114,8 +115,11 @@ func checkArrow(path, folder, imported string) string {
 
 func checkHeavy(path, imported string) string {
 	for _, h := range heavies {
-		if !within(imported, h.module) || slices.ContainsFunc(h.importers, func(i string) bool { return covers(i, path) }) {
+		if !within(imported, h.module) {
 			continue
+		}
+		if slices.ContainsFunc(h.importers, func(i string) bool { return covers(i, path) }) {
+			return "" // the first line that fits counts: a module inside another one's path stands before that
 		}
 		return fmt.Sprintf("only %s may (%s)", strings.Join(h.importers, ", "), h.reason)
 	}

@@ -42,7 +42,7 @@ func BaseModules() []string {
 // BasePrograms are what tests run beside the shell and the small tools, which are busybox's in a guest. The two of
 // coreutils print more than busybox's do.
 func BasePrograms() []string {
-	return []string{"ip", "tc", "bridge", "ss", "nft", "wg", "nsenter", "unshare", "ping", "nc", "tcpdump", "id", "cat"}
+	return []string{"ip", "tc", "bridge", "ss", "nft", "wg", "nsenter", "unshare", "ping", "nc", "tcpdump", "id", "cat", "bpftool"}
 }
 
 // searchPath has the directories of programs for root; root's own PATH may lack them under sudo or in a test.
