@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VERSION  = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X github.com/signet-overlay/signet/internal/version.Version=$(VERSION)
 BUILD    = CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/
+TIMEOUT  = 20m
 TESTSUM  = bin/testsum
 UPTO     ?= 6
 FUZZTIME ?= 10s
@@ -34,7 +35,7 @@ check-generated: ## fail when a generated file is not what its source gives
 
 # One package at a time: hosts, tunnels and kill loops of several at once would measure each other on two cores.
 test: deps $(TESTSUM) ## run every test that this machine can run, and say what it could not
-	go test -p 1 -json -count=1 -timeout 20m ./... | $(TESTSUM)
+	go test -p 1 -json -count=1 -timeout $(TIMEOUT) ./... | $(TESTSUM)
 
 race: deps $(TESTSUM) ## the same under the race detector
 	go test -p 1 -race -json -count=1 -timeout 30m ./... | $(TESTSUM)
@@ -50,7 +51,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s) each
 nightly: ## race, every fuzz target for five minutes, test
 	@$(MAKE) --no-print-directory race
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=5m
-	@$(MAKE) --no-print-directory test
+	@SIGNET_NIGHTLY=1 SIGNET_PACKETS=10000000 $(MAKE) --no-print-directory test TIMEOUT=60m
 
 bench: deps build ## measure; one JSON line for each figure
 	$(BUILD) ./integration/bench ./integration/probe

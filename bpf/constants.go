@@ -31,3 +31,6 @@ const (
 	CounterReasons = 32 // map counters
 	CounterHooks   = 16
 )
+
+// JudgeObject is the compiled judge, by which one build is told from another.
+func JudgeObject() []byte { return _JudgeBytes }

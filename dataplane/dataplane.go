@@ -216,11 +216,14 @@ func checkGaps(cfg Config) ([]foundGap, error) {
 
 // open attaches the judge to every device before the tunnel's can carry anything.
 func (d *Dataplane) open(ctx context.Context) error {
-	if err := errors.Join(d.guardLinks(), d.startRevoking()); err != nil {
+	if err := d.guardLinks(); err != nil {
+		return err
+	}
+	if err := d.openTunnel(ctx); err != nil {
 		return err
 	}
 	d.startHandshakeGuard()
-	return d.openTunnel(ctx)
+	return d.startRevoking() // it judges nothing, so that traffic does not wait for it
 }
 
 // openTunnel makes or adopts the tunnel's device and attaches the judge to it. The device is not up afterwards, unless it

@@ -10,7 +10,7 @@ packages=(
 	clang llvm libbpf-dev linux-libc-dev protobuf-compiler
 	iproute2 iputils-ping netcat-openbsd nftables procps util-linux tcpdump iperf3
 	postgresql postgresql-client jq shellcheck
-	qemu-system-x86 busybox-static wireguard-tools xz-utils bpftool
+	iptables qemu-system-x86 busybox-static wireguard-tools xz-utils bpftool
 )
 
 fail() {

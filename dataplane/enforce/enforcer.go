@@ -73,6 +73,9 @@ func Open(cfg Config) (*Enforcer, error) {
 	if err = e.start(); err == nil {
 		err = moved.commit()
 	}
+	if err == nil && !cfg.Clsact {
+		err = noteBuild(cfg, coll)
+	}
 	if err != nil {
 		moved.close()
 		coll.Close()
@@ -120,8 +123,12 @@ func load(cfg Config) (*ebpf.Collection, *migration, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	coll, err := loadPrograms(spec, ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: cfg.maps()}, MapReplacements: moved.replacements(),
+	opts := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: cfg.maps()}, MapReplacements: moved.replacements()}
+	coll, err := loadPrograms(spec, opts, func(config *ebpf.Map) (map[string]*ebpf.Program, error) {
+		if len(moved.moved) > 0 || cfg.Clsact {
+			return nil, nil // what is attached uses other maps, or has no links to be known by
+		}
+		return adopt(spec, cfg, config)
 	})
 	if err != nil {
 		moved.close()

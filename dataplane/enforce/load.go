@@ -13,8 +13,11 @@ import (
 var heavyPrograms = []string{"egress", "ingress", hookTunnelEgress, hookTunnelIngress, hookLoopback, hookGuard, hookGuardEgress}
 
 // loadPrograms loads a collection with as many programs at a time as there are processors: to verify them is nearly all
-// of an agent's start, and a host whose agent restarts sends nothing meanwhile.
-func loadPrograms(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (_ *ebpf.Collection, err error) {
+// of an agent's start, and a host whose agent restarts sends nothing meanwhile. adopt takes out of spec what need not be
+// loaded.
+func loadPrograms(
+	spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, adopt func(config *ebpf.Map) (map[string]*ebpf.Program, error),
+) (_ *ebpf.Collection, err error) {
 	maps := spec.Copy()
 	clear(maps.Programs)
 	coll, err := ebpf.NewCollectionWithOptions(maps, opts)
@@ -26,6 +29,13 @@ func loadPrograms(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (_ *eb
 			coll.Close()
 		}
 	}()
+	adopted, err := adopt(coll.Maps[mapConfig])
+	if err != nil {
+		return nil, err
+	}
+	for name, prog := range adopted {
+		coll.Programs[name] = prog
+	}
 	groups := splitPrograms(spec, max(1, runtime.GOMAXPROCS(0)))
 	parts := make([]*ebpf.Collection, len(groups))
 	errs := make([]error, len(groups))

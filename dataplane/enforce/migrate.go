@@ -207,7 +207,7 @@ func (m *migration) dropUnknown() error {
 	pins, err := os.ReadDir(m.cfg.maps())
 	errs := []error{err}
 	for _, p := range pins {
-		if m.known[p.Name()] == nil {
+		if m.known[p.Name()] == nil && p.Name() != mapBuild {
 			m.cfg.Logger.Info("pin of a map that is not used any more is removed", "map", p.Name())
 			errs = append(errs, os.Remove(m.path(p.Name())))
 		}

@@ -53,6 +53,9 @@ func (l *lab) pinnedAsLoaded(e *Enforcer) {
 	pins, err := os.ReadDir(l.cfg.maps())
 	must(l.t, err, "list pins")
 	for _, p := range pins {
+		if p.Name() == mapBuild {
+			continue // the agent's own note
+		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(l.cfg.maps(), p.Name()), nil)
 		must(l.t, err, "open pin")
 		loaded := e.coll.Maps[p.Name()]
