@@ -99,7 +99,7 @@ func (w *writer) cleanStrays() error {
 
 // apply makes v real. changed is false when v is in force already.
 func (w *writer) apply(v *policy.View) (changed bool, err error) {
-	if err := v.Validate(); err != nil {
+	if err := v.ValidateNew(func(rs policy.Ruleset) bool { return w.cache[identityOf(rs)] != nil }); err != nil {
 		return false, err
 	}
 	base := w.base

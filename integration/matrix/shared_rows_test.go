@@ -201,8 +201,10 @@ func (c *cage) open(t *testing.T) {
 	c.in = &hand{cmd: c.l.prepareAttack(t, c.l.App, netlab.Opts{Cgroup: scenario.Stranger, UID: uidBody, Stdin: in}, inside), lines: lines}
 	c.l.hands[c.device] = c.in
 	must(t, c.in.cmd.Start())
-	must(t, c.in.cmd.WaitFor(c.l.ctx, "opened"))
-	must(t, c.in.cmd.WaitFor(c.l.ctx, "pid "))
+	ctx, cancel := context.WithTimeout(c.l.ctx, patient)
+	defer cancel()
+	must(t, c.in.cmd.WaitFor(ctx, "opened"))
+	must(t, c.in.cmd.WaitFor(ctx, "pid "))
 	var pid int
 	for line := range strings.Lines(c.in.cmd.Text()) {
 		_, _ = fmt.Sscanf(line, "pid %d", &pid)

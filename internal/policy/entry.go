@@ -243,7 +243,11 @@ const (
 var ErrView = errors.New("view cannot be enforced")
 
 // Validate checks what the kernel relies on.
-func (v *View) Validate() error {
+func (v *View) Validate() error { return v.ValidateNew(func(Ruleset) bool { return false }) }
+
+// ValidateNew is Validate for a caller that knows some of the Rulesets to be sound, because it has validated them before:
+// to walk a million entries for each change of another ruleset would take longer than the change.
+func (v *View) ValidateNew(known func(Ruleset) bool) error {
 	if !v.Overlay4.IsValid() || !v.Overlay4.Addr().Is4() || !v.Overlay6.IsValid() || !v.Overlay6.Addr().Is6() {
 		return fmt.Errorf("%w: overlay prefixes %v and %v are not one IPv4 and one IPv6 prefix", ErrView, v.Overlay4, v.Overlay6)
 	}
@@ -259,6 +263,9 @@ func (v *View) Validate() error {
 	entries := 0
 	for n, rs := range v.Rulesets {
 		entries += len(rs)
+		if known(rs) {
+			continue
+		}
 		if err := rs.Validate(); err != nil {
 			return fmt.Errorf("%w: ruleset of %v: %w", ErrView, n, err)
 		}

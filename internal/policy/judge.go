@@ -254,6 +254,9 @@ func (j *judge) form() flow.Reason {
 		}
 		p.Tuple, p.TCPFlags, p.EchoReq, p.Quoted = f.Tuple, FlagACK, false, nil
 	}
+	if p.Part == LaterFragment && p.Hook == HookGuard {
+		return flow.ReasonNone
+	}
 	switch p.Tuple.Proto {
 	case flow.TCP:
 		if p.Hook != HookConnect && p.Hook != HookGuard && !sane(p.TCPFlags) {
