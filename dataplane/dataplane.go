@@ -103,9 +103,10 @@ type Dataplane struct {
 	clsact *link.Clsact
 	gaps   []foundGap // what this host has, all of them accepted
 
-	host hostState
-	told map[string]string // what Repair told last of each thing that it cannot put back; only its goroutine has it
-	mu   sync.Mutex        // guards peers, and that they reach the tunnel in order
+	host  hostState
+	looks int               // at the hooks; only Repair's goroutine has it
+	told  map[string]string // what Repair told last of each thing that it cannot put back; only its goroutine has it
+	mu    sync.Mutex        // guards peers, and that they reach the tunnel in order
 	// peers holds what was last said of each peer: two methods say it.
 	peers map[key.Public]tunnel.Peer
 

@@ -15,6 +15,9 @@ import (
 // settle is how long changes gather before the host is looked at: network managers make several at once.
 const settle = 50 * time.Millisecond
 
+// aheadEvery is the share of looks that ask for programs that others put before ours: every three seconds.
+const aheadEvery = 4
+
 // hookTick is how often the judge's hooks are looked at, because nothing tells when another tool detaches one: what is
 // missing is back within a second. A look is some microseconds for each hook (BenchmarkLook).
 const hookTick = 750 * time.Millisecond
@@ -151,6 +154,10 @@ func (d *Dataplane) repairHooks(report func(string)) {
 		return
 	}
 	d.tell(report, "hooks", err, "a hook of the judge is missing and cannot be attached")
+	// To ask every device for others' programs costs more than to look at our own, and mends nothing.
+	if d.looks++; d.looks%aheadEvery != 1 {
+		return
+	}
 	var ahead error
 	if others := d.judge.Ahead(); len(others) > 0 {
 		ahead = errors.New(strings.Join(others, "; "))
