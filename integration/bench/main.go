@@ -91,6 +91,10 @@ func run(ctx context.Context, only, bin string, b bench) error {
 		if only != "" && !strings.Contains(","+only+",", ","+part.name+",") {
 			continue
 		}
+		b.dir = filepath.Join(dir, part.name) // each leaves a coordinator's folder behind
+		if err := os.Mkdir(b.dir, 0o755); err != nil {
+			return fmt.Errorf("make work folder: %w", err)
+		}
 		if err := part.run(ctx); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
